@@ -1,0 +1,1 @@
+"""Adaptors: encoder states -> LLM embeddings."""

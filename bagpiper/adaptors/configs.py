@@ -1,0 +1,65 @@
+"""Configs of the adaptors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class AdaptorConfig:
+    """What every adaptor promises."""
+
+    def num_frames(self, num_states: int) -> int:
+        """Embeddings that ``num_states`` encoder states give."""
+        return num_states
+
+
+@dataclass
+class LinearConfig(AdaptorConfig):
+    """One affine layer, as in the official model."""
+
+
+@dataclass
+class MlpConfig(AdaptorConfig):
+    """Frames stacked, then two layers with GELU between.
+
+    Attributes:
+        stack: neighbouring states that become one embedding; the last group is padded with zeros.
+        hidden: width between the layers; null means the LLM's width.
+    """
+
+    stack: int = 2
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stack < 1:
+            raise ValueError(f"adaptor mlp: stack must be at least 1, got {self.stack}")
+        if self.hidden is not None and self.hidden < 1:
+            raise ValueError(f"adaptor mlp: hidden must be at least 1, got {self.hidden}")
+
+    def num_frames(self, num_states: int) -> int:
+        """Ceil division by ``stack``."""
+        return -(-num_states // self.stack)
+
+
+@dataclass
+class ConvConfig(AdaptorConfig):
+    """A strided convolution over time and GELU, then one affine layer.
+
+    Attributes:
+        kernel, stride: of the convolution; padding is ``(kernel - 1) // 2`` on the left, enough on the right.
+    """
+
+    kernel: int = 3
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.kernel:
+            raise ValueError(
+                f"adaptor conv: stride must be from 1 to kernel ({self.kernel}), got {self.stride}; "
+                "a longer stride would skip states"
+            )
+
+    def num_frames(self, num_states: int) -> int:
+        """Ceil division by ``stride``."""
+        return -(-num_states // self.stride)

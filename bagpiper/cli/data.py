@@ -1,0 +1,87 @@
+"""Verbs that prepare data: ``bagpiper data import-...``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from bagpiper.data.importers import Imported
+
+
+_Out = Annotated[Path, typer.Option("--out", "-o", help="File of conversations to write.")]
+_ValidShare = Annotated[
+    float, typer.Option(help="Share that goes to OUT with .valid.jsonl; chosen by hash, the same every time.")
+]
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Add the group ``data``."""
+    group = typer.Typer(no_args_is_help=True, help="Make files of conversations from other manifests.")
+    group.command("import-pairs")(import_pairs)
+    group.command("import-dialogues")(import_dialogues)
+    group.command("import-demo")(import_demo)
+    app.add_typer(group, name="data")
+
+
+def import_pairs(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with 'audio' and 'caption' or 'text'.")],
+    out: _Out,
+    task: Annotated[
+        Literal["both", "audio_to_text", "text_to_audio"], typer.Option(help="Directions to write.")
+    ] = "both",
+    text_key: Annotated[str | None, typer.Option(help="Key of the text; else caption, or text without one.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question put after the clip in audio -> text.")] = None,
+    valid_share: _ValidShare = 0.0,
+    split_by: Annotated[
+        Literal["audio", "text"], typer.Option(help="The same file, or the same text, is never on both sides.")
+    ] = "audio",
+) -> None:
+    """Pairs (audio, caption) become conversations in both directions."""
+    from bagpiper.data import importers
+
+    imported = importers.import_pairs(
+        manifest,
+        out,
+        task=task,
+        text_key=text_key,
+        question=question,
+        valid_share=valid_share,
+        split_by=split_by,
+    )
+    _report(imported, valid_share)
+
+
+def import_dialogues(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with 'example_id' and 'messages'.")],
+    out: _Out,
+    valid_share: _ValidShare = 0.0,
+) -> None:
+    """ESPnet's rows [role, modality, content] become conversations."""
+    from bagpiper.data import importers
+
+    _report(importers.import_dialogues(manifest, out, valid_share=valid_share), valid_share)
+
+
+def import_demo(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines of the official demo page.")],
+    out: _Out,
+    valid_share: _ValidShare = 0.0,
+) -> None:
+    """The official demo's rows become conversations that caption first, then think, answer or render."""
+    from bagpiper.data import importers
+
+    _report(importers.import_demo(manifest, out, valid_share=valid_share), valid_share)
+
+
+def _report(imported: Imported, valid_share: float) -> None:
+    for fault in imported.faults:
+        typer.echo(f"left out: {fault}", err=True)
+    typer.echo(f"{imported.rows} rows read, {len(imported.faults)} left out")
+    typer.echo(f"{imported.train} conversations written to {imported.path}")
+    if imported.valid_path is not None:
+        typer.echo(f"{imported.valid} conversations written to {imported.valid_path}")
+    elif valid_share:
+        typer.echo(f"nothing was split off: a share of {valid_share:g} of so few rows is none; raise --valid-share")

@@ -1,0 +1,68 @@
+"""The command ``bagpiper``.
+
+Each file of this folder holds a group of verbs and adds them in ``add_verbs``. At its top level it imports nothing
+heavy, so that ``--help`` and ``check`` do not pay for torch: what a verb needs is imported inside the verb.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import typer
+
+from bagpiper import __version__
+from bagpiper.errors import UserError
+
+_VERB_FILES = ("recipes", "train", "use", "data", "convert")
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+USER_ERROR = 2
+
+
+def build_app() -> typer.Typer:
+    """The command line with every verb."""
+    app = typer.Typer(
+        help="Audio-language models that hear and speak through rich captions.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # help in colour would cost 0.1 s of imports, as much as all the rest
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in _VERB_FILES:
+        module = f"bagpiper.cli.{name}"
+        if find_spec(module) is not None:
+            import_module(module).add_verbs(app)
+    return app
+
+
+def main() -> None:
+    """Run a verb: a user's mistake prints one message and exits with 2, anything else keeps its traceback."""
+    try:
+        build_app()(prog_name="bagpiper")
+    except UserError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _refuse(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The verb that trains."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bagpiper.settings import Recipe
+    from bagpiper.training.run import Finished
+
+_EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""A run stopped from outside has saved its state: SIGTERM (a scheduler) is no failure; Ctrl-C keeps the shell's code."""
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Add ``train``."""
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe or a YAML file; omitted with --resume.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted, laid over the recipe.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, from its last checkpoint.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, folder and device, then stop.")] = False,
+) -> None:
+    """Train a model, or continue a run."""
+    from bagpiper.errors import UserError
+    from bagpiper.recipe import load_recipe
+
+    changes = list(overrides or [])
+    if resume is not None and recipe is not None:
+        if "=" not in recipe:
+            raise UserError(f"--resume {resume} has its own recipe; leave '{recipe}' out (key=value may follow)")
+        changes.insert(0, recipe)
+    if resume is None and recipe is None:
+        raise UserError("name a recipe, for example `bagpiper train quickstart`; `bagpiper ls` lists them")
+    if resume is not None and not resume.is_dir():
+        raise UserError(f"--resume {resume}: no such run folder")
+    if resume is not None:
+        loaded = load_recipe(str(resume), [*changes, f"run_dir={resume}"])
+    else:
+        assert recipe is not None
+        loaded = load_recipe(recipe, changes)
+    if dry_run:
+        _dry_run(loaded, resume is not None)
+    else:
+        _train(loaded, resume is not None)
+
+
+def _dry_run(recipe: Recipe, resume: bool) -> None:
+    from bagpiper.training.parallel import placement
+    from bagpiper.training.run_folder import check_new, check_resume
+
+    folder = Path(recipe.run_folder)
+    placement(recipe)
+    (check_resume if resume else check_new)(folder, recipe)
+    typer.echo(f"{recipe.name} is ready to {'go on' if resume else 'train'} for {recipe.trainer.max_steps} steps in {folder}")
+
+
+def _train(recipe: Recipe, resume: bool) -> None:
+    from rich.console import Console
+
+    from bagpiper.callbacks.checkpoint import Stopped
+    from bagpiper.training.run import run
+
+    console = Console()
+    try:
+        finished = run(recipe, resume, console)
+    except Stopped as stopped:
+        console.print(f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}", highlight=False, soft_wrap=True)
+        raise typer.Exit(_EXIT_CODES[signal.Signals(stopped.signum)]) from None
+    if recipe.eval.at_end:
+        _evaluate(recipe, finished)
+    _show(finished, console)
+
+
+def _evaluate(recipe: Recipe, finished: Finished) -> None:
+    from bagpiper.evaluation.probe import evaluate
+
+    evaluate(finished.folder)
+
+
+def _show(finished: Finished, console: Console) -> None:
+    """Three captions, three sounds, and where everything is."""
+
+    def say(text: Any) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    told = [heard for heard in finished.heard if heard.wav is None]
+    sounds = [heard for heard in finished.heard if heard.wav is not None]
+    for heard in told:
+        say(f"\nheard {heard.asked}\n  {heard.text}")
+    for heard in sounds:
+        say(f"\nrendered {heard.wav}\n  {heard.asked}")
+    say(f"\nrun: {finished.folder}")
+    if finished.heard:
+        say(f"sounds: {finished.folder / 'listening'}")
+    if finished.tracking:
+        say(f"MLflow page: mlflow ui --backend-store-uri {finished.tracking}")

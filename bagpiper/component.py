@@ -1,0 +1,88 @@
+"""What encoders, adaptors, LLMs, codecs and heads have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+
+
+class Component(LightningModule):
+    """A part of the model: a LightningModule by type, a plain module by behaviour.
+
+    A component returns tensors and never talks to Lightning: no ``self.log``, no hooks, no ``self.trainer`` (in child
+    modules these raise or are never called). It can be built on the meta device; ``reset_buffers`` then recomputes
+    every buffer that no checkpoint carries.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def portable_config(self) -> Any:
+        """A config that builds this component with random weights and needs no file, hub name or network."""
+        return self.config
+
+    def reset_buffers(self) -> None:
+        """Compute the non-persistent buffers on the device of the parameters, after a build on the meta device."""
+
+
+class Encoder(Component):
+    """Waveform -> states; each clip's states do not depend on its batch mates."""
+
+    def forward(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Encode clips.
+
+        Args:
+            waves: float32 ``[N_i]`` each, at ``config.sample_rate``.
+
+        Returns:
+            ``[config.num_frames(N_i), config.width]`` each.
+        """
+        raise NotImplementedError
+
+
+class Adaptor(Component):
+    """Encoder states -> LLM embeddings; built with ``width_in`` and ``width_out``."""
+
+    def forward(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Adapt the states of clips.
+
+        Args:
+            states: ``[F_i, width_in]`` each.
+
+        Returns:
+            ``[config.num_frames(F_i), width_out]`` each.
+        """
+        raise NotImplementedError
+
+
+class Codec(Component):
+    """Waveform <-> codes. Always frozen, always in eval mode, always float32 outside autocast."""
+
+    def train(self, mode: bool = True) -> Codec:  # noqa: ARG002
+        """Stay in eval mode: the official code's dropout inside the codec changes 80 % of the target codes."""
+        return super().train(False)
+
+    def encode(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Codes of clips, each as if it were alone.
+
+        Args:
+            waves: float32 ``[N_i]`` each, at ``config.sample_rate``.
+
+        Returns:
+            int64 ``[config.num_frames(N_i), K]`` each.
+        """
+        raise NotImplementedError
+
+    def decode(self, codes: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Waveforms of codes.
+
+        Args:
+            codes: int64 ``[T_i, K]`` each.
+
+        Returns:
+            float32 ``[config.num_samples(T_i)]`` each.
+        """
+        raise NotImplementedError

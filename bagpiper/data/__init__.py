@@ -1,0 +1,1 @@
+"""Manifests, audio files, caches, packing and the LightningDataModule."""

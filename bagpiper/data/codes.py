@@ -1,0 +1,142 @@
+"""The cache of codec codes: every clip is encoded once per codec, before training, and read by data threads."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagpiper.codecs.configs import CodecConfig
+from bagpiper.data.audio import ClipInfo, read_clip
+from bagpiper.data.files import write_atomically
+from bagpiper.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Codes = NDArray[np.int64]
+
+
+class CodeCache:
+    """Codes by (hash of the clip's file, fingerprint of the codec).
+
+    Entries are ``.npz`` files, whose checksum shows damage. They are written under a temporary name and renamed, so
+    several processes may fill one cache.
+    """
+
+    def __init__(self, folder: str | Path, codec_fingerprint: str) -> None:
+        """Args: folder: of the cache, shared by all codecs; codec_fingerprint: hash of the codec's weights."""
+        self._folder = Path(folder) / "codes" / codec_fingerprint[:32]
+
+    def has(self, sha256: str) -> bool:
+        """Whether the codes of a clip are there and whole; a damaged entry is logged and counts as missing."""
+        path = self._path(sha256)
+        if not path.exists():
+            return False
+        try:
+            self._load(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s: damaged entry of the code cache (%s); the codes are computed again", path, error)
+            return False
+        return True
+
+    def get(self, sha256: str) -> Codes:
+        """Codes of a clip.
+
+        Returns:
+            int64 ``[T, K]``.
+
+        Raises:
+            UserError: not in the cache, or damaged.
+        """
+        path = self._path(sha256)
+        try:
+            return self._load(path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path}: codes are missing from the cache; start again with --resume to compute them"
+            ) from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path}: damaged entry of the code cache ({error}); start again with --resume to compute it anew"
+            ) from error
+
+    def put(self, sha256: str, codes: NDArray[np.integer]) -> None:
+        """Store the codes ``[T, K]`` of a clip.
+
+        Raises:
+            UserError: the folder cannot be written or the disk is full.
+        """
+        assert codes.ndim == 2, f"codes of shape {codes.shape}"
+        small = np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
+        buffer = io.BytesIO()
+        np.savez(buffer, codes=small)
+        write_atomically(self._path(sha256), buffer.getvalue())
+
+    def _path(self, sha256: str) -> Path:
+        return self._folder / sha256[:2] / f"{sha256}.npz"
+
+    @staticmethod
+    def _load(path: Path) -> Codes:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            codes = archive["codes"]
+        if codes.ndim != 2:
+            raise ValueError(f"codes of shape {codes.shape}")
+        return codes.astype(np.int64)
+
+
+def fill_codes(
+    cache: CodeCache,
+    clips: Iterable[ClipInfo],
+    config: CodecConfig,
+    encode: Callable[[list[NDArray[np.float32]]], Sequence[NDArray[np.integer]]],
+    *,
+    batch_seconds: float = 60.0,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Encode the clips that the cache lacks.
+
+    Args:
+        cache: the cache.
+        clips: the clips, each once (``distinct_clips(examples, spoken=True)``).
+        config: of the codec.
+        encode: waves at ``config.sample_rate`` -> codes ``[config.num_frames(N_i), K]``, each clip as if alone.
+        batch_seconds: audio handed to ``encode`` at once.
+        progress: told how many clips are done after each batch.
+
+    Returns:
+        Number of clips that were encoded.
+
+    Raises:
+        BadAudio: a clip can no longer be read.
+    """
+    batch: list[ClipInfo] = []
+    done = encoded = 0
+
+    def flush() -> None:
+        nonlocal encoded
+        waves = [read_clip(clip.path, config.sample_rate) for clip in batch]
+        for clip, wave, codes in zip(batch, waves, encode(waves) if waves else [], strict=True):
+            expected = (config.num_frames(len(wave)), config.num_codebooks)
+            assert codes.shape == expected, (
+                f"{clip.path}: codec gave codes {codes.shape}, its config promises {expected}"
+            )
+            cache.put(clip.sha256, codes)
+        encoded += len(batch)
+        batch.clear()
+        if progress is not None:
+            progress(done)
+
+    for clip in clips:
+        long_enough = config.num_frames(clip.samples_at(config.sample_rate)) > 0  # shorter ones are refused by Layout
+        if long_enough and not cache.has(clip.sha256):
+            batch.append(clip)
+        done += 1
+        if sum(item.seconds for item in batch) >= batch_seconds:
+            flush()
+    flush()
+    return encoded

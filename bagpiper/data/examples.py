@@ -1,0 +1,285 @@
+"""Manifests: files of conversations (JSON lines) and the clips that they name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bagpiper.conversation import Clip, Conversation, Message, from_json
+from bagpiper.data.audio import BadAudio, ClipInfo, probe_clip
+from bagpiper.data.files import write_atomically
+from bagpiper.data.ledger import FIRST_CHANNEL, READ, Faults, Ledger, OnBad
+from bagpiper.errors import UserError
+from bagpiper.settings import SourceSettings
+
+_PROBE_THREADS = 2
+
+_LEAST_WEIGHT = 0.001
+"""Smallest weight of a source; with all of them tiny, most epochs would hold nothing."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation of a manifest, with what is known about its clips.
+
+    Attributes:
+        conversation: the messages; paths of clips are resolved.
+        clips: message number -> clip, for every audio message.
+        source: name of the source.
+        where: manifest and line, for messages.
+        weight: of the source.
+    """
+
+    conversation: Conversation
+    clips: dict[int, ClipInfo]
+    source: str
+    where: str
+    weight: float = 1.0
+
+
+def read_sources(
+    sources: Sequence[SourceSettings],
+    *,
+    on_bad: OnBad,
+    max_seconds: float | None,
+    ledger: Ledger,
+    probe_cache: Path | None = None,
+) -> list[Example]:
+    """Read manifests and probe every clip in them.
+
+    Args:
+        sources: the manifests, read in order.
+        on_bad: ``fail`` raises all faults (up to 20) at once; ``skip`` leaves bad examples out and counts them.
+        max_seconds: longest clip allowed.
+        ledger: counts what was read and left out.
+        probe_cache: JSON file that remembers probed clips by path, size and time of change.
+
+    Raises:
+        UserError: a manifest is missing or empty, a source's weight is not positive; bad examples in ``fail`` mode.
+    """
+    faults = Faults(on_bad, ledger)
+    parsed = [
+        item
+        for source, name in zip(sources, _names(sources), strict=True)
+        for item in _parse(source, name, ledger, faults)
+    ]
+    probes = _ProbeCache(probe_cache)
+    paths = dict.fromkeys(path for example in parsed for path in _clip_paths(example).values())
+    with ThreadPoolExecutor(_PROBE_THREADS) as pool:
+        try:
+            found = dict(zip(paths, pool.map(lambda path: _probe(path, max_seconds, probes), paths), strict=True))
+        finally:
+            probes.save()
+    examples = []
+    for example in parsed:
+        results = {index: found[path] for index, path in _clip_paths(example).items()}
+        bad = [result for result in results.values() if isinstance(result, BadAudio)]
+        if bad:
+            faults.add(example.source, f"audio: {bad[0].reason}", f"{example.where}: {bad[0]}")
+            continue
+        clips = {index: result for index, result in results.items() if isinstance(result, ClipInfo)}
+        examples.append(replace(example, clips=clips))
+    faults.raise_if_any()
+    count_clips(examples, FIRST_CHANNEL, lambda clip, _: clip.channels > 1, ledger)
+    return examples
+
+
+def count_clips(
+    examples: Iterable[Example], what: str, applies: Callable[[ClipInfo, Message], bool], ledger: Ledger
+) -> None:
+    """Count the clips of each source that something happens to, each file once.
+
+    Args:
+        examples: the examples.
+        what: name of the count.
+        applies: (clip, message) -> whether it counts.
+        ledger: where it is counted.
+    """
+    files = {
+        (example.source, clip.path)
+        for example in examples
+        for index, clip in example.clips.items()
+        if applies(clip, example.conversation.messages[index])
+    }
+    for source, number in Counter(source for source, _ in sorted(files)).items():
+        ledger.count(source, what, number)
+
+
+def distinct_clips(examples: Iterable[Example], *, spoken: bool) -> list[ClipInfo]:
+    """Clips of examples, each file content once, in order of first use.
+
+    Args:
+        examples: the examples.
+        spoken: those that the model makes (their codes are needed) or those that it hears.
+    """
+    clips: dict[str, ClipInfo] = {}
+    for example in examples:
+        for index, clip in example.clips.items():
+            if example.conversation.messages[index].is_spoken == spoken:
+                clips.setdefault(clip.sha256, clip)
+    return list(clips.values())
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    """The JSON lines of a file: (line number, value, None), or (line number, None, fault); blank lines are passed over.
+
+    Raises:
+        UserError: the file is missing, unreadable or empty.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file; name a file of JSON lines (data.sources is relative to the working folder)"
+        )
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; name the file of JSON lines in it")
+    try:
+        with path.open("rb") as file:
+            empty = True
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    if not line:
+                        continue
+                    empty = False
+                    yield number, json.loads(line), None
+                except UnicodeDecodeError as error:
+                    empty = False
+                    yield number, None, f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
+                except json.JSONDecodeError as error:
+                    yield (
+                        number,
+                        None,
+                        f"not JSON ({error.msg} at column {error.colno}); every line must be one JSON object",
+                    )
+                except RecursionError:
+                    yield number, None, "not usable: JSON nested too deeply"
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); check its permissions and the disk") from error
+    if empty:
+        raise UserError(f"{path}: the file holds no line; every line must be one JSON object")
+
+
+def _names(sources: Sequence[SourceSettings]) -> list[str]:
+    """Names of sources: their own, else the file's stem, else (if two share it) the path."""
+    names = [source.name or Path(source.path).stem for source in sources]
+    return [source.path if names.count(name) > 1 else name for source, name in zip(sources, names, strict=True)]
+
+
+def _parse(source: SourceSettings, name: str, ledger: Ledger, faults: Faults) -> Iterator[Example]:
+    """Examples of a manifest, their clips not looked at yet."""
+    if not source.weight >= _LEAST_WEIGHT:
+        raise UserError(
+            f"{source.path}: weight {source.weight:g}; it must be at least {_LEAST_WEIGHT} (or take it out)"
+        )
+    path = Path(source.path).expanduser()
+    seen: dict[str, int] = {}
+    for line, row, fault in read_lines(path):
+        ledger.count(name, READ)
+        where = f"{path}:{line}"
+        if fault is not None:
+            faults.add(name, "bad line", f"{where}: {fault}")
+            continue
+        try:
+            conversation = _conversation(row, where, f"{name}:{line}", path.parent)
+        except ValueError as error:
+            faults.add(name, "bad line", str(error))
+            continue
+        if conversation.id in seen:
+            first = f"id '{conversation.id}' was used in line {seen[conversation.id]}"
+            faults.add(name, "repeated id", f"{where}: {first}; ids must differ")
+            continue
+        seen[conversation.id] = line
+        yield Example(conversation, {}, name, where, source.weight)
+
+
+def _conversation(row: Any, where: str, default_id: str, folder: Path) -> Conversation:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a line must be a JSON object with 'messages', got {type(row).__name__}")
+    turns = row.get("messages")
+    if isinstance(turns, list) and turns and isinstance(turns[0], list):
+        raise UserError(
+            f"{where}: messages are lists [role, modality, content] as in ESPnet; "
+            "`bagpiper data import-dialogues` makes conversations of them"
+        )
+    conversation = from_json(row if row.get("id") is not None else {**row, "id": default_id}, where)
+    for number, message in enumerate(conversation.messages, start=1):
+        if message.modality == "text" and not _is_unicode(message.text):
+            raise UserError(f"{where}, message {number}: half a surrogate pair (as in \\ud83d) is not a character")
+    messages = tuple(
+        replace(message, content=Clip(path=str(folder / Path(message.clip.path or "").expanduser())))
+        if message.modality == "audio"
+        else message
+        for message in conversation.messages
+    )
+    return replace(conversation, messages=messages)
+
+
+def _clip_paths(example: Example) -> dict[int, str]:
+    """Message number -> path, of all audio messages (a manifest has no clips in memory)."""
+    messages = enumerate(example.conversation.messages)
+    return {index: message.clip.path or "" for index, message in messages if message.modality == "audio"}
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON escapes can hold more than that, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _ProbeCache:
+    """Results of ``probe_clip`` by path, size and time of change, so that a resumed run need not decode everything."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._known: dict[str, list[Any]] = {}
+        if file is not None and file.exists():
+            try:
+                self._known = json.loads(file.read_text("utf-8"))
+            except ValueError:
+                self._known = {}  # damaged: only time is lost
+
+    def find(self, path: str) -> ClipInfo | None:
+        """The clip, if the file is still the one that was probed."""
+        known = self._known.get(os.path.abspath(path))
+        return ClipInfo(path, *known[2:]) if known and known[:2] == _stamp(path) else None
+
+    def add(self, clip: ClipInfo) -> None:
+        """Remember a clip."""
+        facts = [clip.num_samples, clip.sample_rate, clip.sha256, clip.channels]
+        self._known[os.path.abspath(clip.path)] = [*_stamp(clip.path), *facts]
+
+    def save(self) -> None:
+        """Write the file."""
+        if self._file is not None and self._known:
+            write_atomically(self._file, json.dumps(self._known).encode())
+
+
+def _stamp(path: str) -> list[int]:
+    """Size and time of the last change."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _probe(path: str, max_seconds: float | None, cache: _ProbeCache) -> ClipInfo | BadAudio:
+    """The clip at ``path``, or what is wrong with it."""
+    known = cache.find(path)
+    if known is not None and (max_seconds is None or known.seconds <= max_seconds):
+        return known
+    try:
+        clip = probe_clip(path, max_seconds)
+    except BadAudio as error:
+        return error
+    cache.add(clip)
+    return clip

@@ -1,0 +1,302 @@
+"""The LightningDataModule: packs of the endless training stream and of the validation set."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchdata.nodes
+from lightning import LightningDataModule
+
+from bagpiper.adaptors.configs import AdaptorConfig
+from bagpiper.batch import Batch, collate
+from bagpiper.codecs.configs import CodecConfig
+from bagpiper.conversation import Message, Template
+from bagpiper.data.audio import ClipInfo
+from bagpiper.data.codes import CodeCache
+from bagpiper.data.examples import Example, count_clips
+from bagpiper.data.layout import BadExample, LaidOut, Layout, Measured, condition_to_keep, count_rows
+from bagpiper.data.ledger import LOST, RESAMPLED, Faults, Ledger
+from bagpiper.data.packing import PackStream, fill_of, plan_epoch
+from bagpiper.encoders.configs import EncoderConfig
+from bagpiper.errors import UserError
+from bagpiper.settings import DataSettings
+
+_PREFETCH = 2
+"""Packs that wait ready for the training step, beside those that the workers are laying out."""
+
+_VALID_SEED = 0
+"""Validation packs are the same in every run, whatever its seed."""
+
+
+class PackDataModule(LightningDataModule):
+    """Lays packs out ahead of the training step.
+
+    What a micro-batch holds is a pure function of its position in the stream, whatever the number of workers.
+    ``position`` counts the micro-batches that were *consumed*: the training loop reports them by ``consumed``, because
+    Lightning fetches one batch ahead and a loader's own count is past the truth (environment notes, section 1).
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Example],
+        valid: Sequence[Example],
+        template: Template,
+        encoder: EncoderConfig,
+        adaptor: AdaptorConfig,
+        codec: CodecConfig,
+        cache: CodeCache,
+        settings: DataSettings,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        ledger: Ledger | None = None,
+    ) -> None:
+        """Measure every example and plan the first epoch.
+
+        Args:
+            train: training examples.
+            valid: validation examples.
+            template: of the model.
+            encoder, adaptor, codec: promises of the parts.
+            cache: codes of every spoken clip, filled before the first batch is asked for.
+            settings: budget, workers, dropout, what happens to bad examples.
+            seed: of the run.
+            accumulate: micro-batches of an optimizer step, for ``describe``.
+            rank, world: of this process.
+            ledger: counts what is left out here; None makes one.
+
+        Raises:
+            UserError: no usable training example; bad examples where the recipe says ``fail``.
+        """
+        super().__init__()
+        self.settings, self.seed, self.accumulate = settings, seed, accumulate
+        self.rank, self.world = rank, world
+        self.ledger = ledger or Ledger()
+        self.layout = Layout(template, encoder, adaptor, codec, cache)
+        self.position = 0
+        faults = Faults(settings.on_bad_example, self.ledger)
+        self._train = self._measure(train, faults)
+        self._valid = self._measure(valid, faults)
+        faults.raise_if_any()
+        if not self._train:
+            raise UserError(
+                f"no training example is left of {len(train)}; {self.ledger.summary() or 'set data.sources'}"
+            )
+        count_clips([*train, *valid], RESAMPLED, self._is_resampled, self.ledger)
+        self._stream = self._make_stream(starts=(0,))
+        self._valid_packs = plan_epoch(count_rows(self._valid), settings.token_budget, _VALID_SEED, epoch=0)
+
+    def describe(self) -> str:
+        """One line for the user: examples, packs, how full they are, steps of an epoch."""
+        packs = self._stream.plan(0)
+        fill = fill_of(packs, count_rows(self._train), self.settings.token_budget)
+        steps = len(packs) / (self.world * self.accumulate)
+        return (
+            f"{len(self._train)} training examples in {len(packs)} packs of {self.settings.token_budget} rows "
+            f"({fill:.1%} filled), {steps:.1f} steps an epoch; "
+            f"{len(self._valid)} validation examples in {len(self._valid_packs)} packs"
+        )
+
+    def consumed(self, micro_batches: int = 1) -> None:
+        """Tell that the training step has used batches."""
+        self.position += micro_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the stream, for the checkpoint; the same on every rank."""
+        return {
+            "position": self.position,
+            "world": self.world,
+            "starts": self._stream.starts,
+            "fingerprint": self._fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint stands.
+
+        With another number of ranks the stream goes on at the same pack, rounded down to a whole micro-batch.
+
+        Raises:
+            UserError: the examples, their order, the budget or the seed are not those of the checkpoint.
+        """
+        if state["fingerprint"] != self._fingerprint():
+            raise UserError(
+                "the training data is not that of the checkpoint (examples, clips, weights, token_budget or seed "
+                "differ), so the run cannot go on exactly; restore the data, or start a new run from its model/ folder"
+            )
+        self._stream = self._make_stream(starts=state["starts"])
+        self.position = state["position"] * state["world"] // self.world
+
+    def train_dataloader(self) -> _EndlessLoader:
+        """The training stream from ``position`` on: an iterable without length and, on purpose, without state."""
+        return _EndlessLoader(self)
+
+    def val_dataloader(self) -> _ValidLoader:
+        """The validation packs of this rank, the same every time."""
+        return _ValidLoader(self)
+
+    def batch_at(self, position: int) -> Batch:
+        """The training micro-batch at a position: a pure function of it.
+
+        A pack of which no example can be read any more is replaced by the next one that this rank would see.
+
+        Raises:
+            UserError: an example can no longer be read and the recipe says ``fail``; or none can be.
+        """
+        notes: list[str] = []
+        for offset in range(len(self._train)):  # an epoch has no more packs than this
+            epoch, numbers = self._stream.pack(position + offset)
+            batch = self._lay_out([self._train[number] for number in numbers], epoch, notes)
+            if batch is not None:
+                return batch
+        raise UserError("not one training example can be read any more:\n  " + "\n  ".join(notes[:20]))
+
+    def valid_batch_at(self, index: int) -> Batch:
+        """A validation batch of this rank. Conditions are never dropped here.
+
+        Every rank has the same number of batches; where packs run out (or cannot be read), a batch without weights
+        and keys stands in, which counts for nothing.
+        """
+        number = index * self.world + self.rank
+        notes: list[str] = []
+        candidates = range(number, number + len(self._valid_packs))
+        for candidate in candidates:
+            pack = self._valid_packs[candidate % len(self._valid_packs)]
+            batch = self._lay_out([self._valid[item] for item in pack], None, notes)
+            if batch is not None:
+                return batch if candidate == number < len(self._valid_packs) else _without_weight(batch)
+        raise UserError("not one validation example can be read any more:\n  " + "\n  ".join(notes[:20]))
+
+    @property
+    def num_valid_batches(self) -> int:
+        """Validation batches of every rank."""
+        return -(-len(self._valid_packs) // self.world)
+
+    def _lay_out(self, items: list[Measured], epoch: int | None, notes: list[str]) -> Batch | None:
+        """Lay a pack out; ``epoch`` None means validation; faults are appended to ``notes``."""
+        laid: list[tuple[Measured, LaidOut]] = []
+        for item in items:
+            keep = None
+            if epoch is not None:
+                keep = condition_to_keep(self.layout, item.example, self.settings.cfg_dropout, self.seed, epoch)
+            try:
+                laid.append((item, self.layout.lay_out(item, keep)))
+            except UserError as error:
+                if self.settings.on_bad_example == "fail":
+                    raise
+                self.ledger.count(item.example.source, LOST)
+                notes.append(f"{item.example.where}: left out: {error}")
+        if not laid:
+            return None
+        return collate(
+            [out.grid for _, out in laid],
+            [out.waves for _, out in laid],
+            [item.example.conversation.id for item, _ in laid],
+            audio_start=self.layout.audio_start,
+            seconds=sum(out.seconds for _, out in laid),
+            notes=tuple(notes),
+        )
+
+    def _measure(self, examples: Sequence[Example], faults: Faults) -> list[Measured]:
+        budget = self.settings.token_budget
+        max_rows = self.settings.max_rows or budget
+        if max_rows > budget:
+            raise UserError(f"data.max_rows is {max_rows}, but a pack holds data.token_budget={budget} rows; lower it")
+        measured = []
+        for example in examples:
+            try:
+                measured.append(self.layout.measure(example, max_rows))
+            except BadExample as error:
+                faults.add(example.source, error.reason, str(error))
+        return measured
+
+    def _is_resampled(self, clip: ClipInfo, message: Message) -> bool:
+        part = self.layout.codec if message.is_spoken else self.layout.encoder
+        return clip.sample_rate != part.sample_rate
+
+    def _make_stream(self, starts: Sequence[int]) -> PackStream:
+        weights = [item.example.weight for item in self._train]
+        return PackStream(
+            count_rows(self._train),
+            self.settings.token_budget,
+            self.seed,
+            weights,
+            rank=self.rank,
+            world=self.world,
+            starts=starts,
+        )
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(self._stream.fingerprint().encode())
+        for item in self._train:
+            clips = [clip.sha256 for clip in item.example.clips.values()]
+            digest.update(repr((item.example.conversation.id, clips)).encode())
+        return digest.hexdigest()
+
+
+class _EndlessLoader:
+    """The training stream as Lightning likes it least to interfere with: no ``__len__``, no ``state_dict``."""
+
+    def __init__(self, module: PackDataModule) -> None:
+        self._module = module
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = self._module.position
+        return _mapped(self._module.batch_at, range(start, sys.maxsize), self._module.settings.workers)
+
+
+class _ValidLoader:
+    """The validation packs: finite, with a length."""
+
+    def __init__(self, module: PackDataModule) -> None:
+        self._module = module
+
+    def __len__(self) -> int:
+        return self._module.num_valid_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _mapped(self._module.valid_batch_at, range(len(self)), self._module.settings.workers)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception on its way from a worker; torchdata would wrap its message in a traceback as text."""
+
+    error: Exception
+
+
+def _mapped(function: Callable[[int], Batch], indices: range, workers: int) -> Iterator[Batch]:
+    """``map(function, indices)`` in order, by threads that work ahead."""
+    if workers == 0:
+        yield from map(function, indices)
+        return
+
+    def attempt(index: int) -> Batch | _Failure:
+        try:
+            return function(index)
+        except Exception as error:  # raised again below, in the training thread
+            return _Failure(error)
+
+    # torchdata's workers call torch.set_num_threads(1), which is also what a thread that has not computed yet will
+    # start with: settle this thread's number first
+    torch.get_num_threads()
+    source = torchdata.nodes.IterableWrapper(indices)
+    mapper = torchdata.nodes.ParallelMapper(
+        source, attempt, num_workers=workers, in_order=True, method="thread", snapshot_frequency=0
+    )
+    for item in torchdata.nodes.Prefetcher(mapper, prefetch_factor=_PREFETCH, snapshot_frequency=0):
+        if isinstance(item, _Failure):
+            raise item.error
+        yield item
+
+
+def _without_weight(batch: Batch) -> Batch:
+    """The same pack, trained on nowhere and counted nowhere."""
+    return replace(
+        batch, weights=torch.zeros_like(batch.weights), keys=(), num_targets=0, num_text=0, num_frames=0, seconds=0.0
+    )

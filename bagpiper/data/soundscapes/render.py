@@ -1,0 +1,82 @@
+"""From a scene to a waveform: levels, timing and the background."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagpiper.data.soundscapes.facts import BACKGROUND_DB, GRID_SECONDS, LOUDNESS_DB, SAMPLE_RATE, Event, Scene
+from bagpiper.data.soundscapes.sounds import Samples, make_sound
+
+# Lengths in steps of the grid (40 ms), one of which is drawn.
+# Background alone at both ends and between the sounds of a sequence, so that it can be heard, and so that a pause
+# between sounds is longer than any gap between countable things (at most 0.16 s).
+_MARGIN = (4, 5)
+_PAUSE = (10, 11)
+# How long a bed is alone before the first and after the last sound over it.
+_BED_ALONE = (9, 10)
+_GRID = int(GRID_SECONDS * SAMPLE_RATE)
+_SHORTEST_CLIP = 1.2
+_LEVEL_WINDOW = int(0.05 * SAMPLE_RATE)
+
+
+def render_scene(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Renders a scene.
+
+    Args:
+        scene: What to render.
+        rng: Source of every small variation; the same state gives the same samples.
+
+    Returns:
+        Samples float32 [N] at 16 kHz, within -1..1.
+    """
+    if scene.arrangement == "overlap":
+        top = _in_a_row(scene.events[1:], rng)
+        before, after = _draw(_BED_ALONE, rng), _draw(_BED_ALONE, rng)
+        bed = make_sound(scene.events[0], rng, (before + len(top) + after) / SAMPLE_RATE)
+        sound = _at_loudness(bed, scene.events[0].loudness)
+        sound[before : before + len(top)] += top
+    else:
+        sound = _in_a_row(scene.events, rng)
+    lead, tail = _draw(_MARGIN, rng), _draw(_MARGIN, rng)
+    total = max(lead + len(sound) + tail, int(_SHORTEST_CLIP * SAMPLE_RATE))
+    clip = _background(scene.background, total, rng)
+    clip[lead : lead + len(sound)] += sound
+    return np.clip(clip, -0.999, 0.999).astype(np.float32)
+
+
+def _in_a_row(events: tuple[Event, ...], rng: np.random.Generator) -> Samples:
+    """Renders events one after the other with pauses between them."""
+    parts: list[Samples] = []
+    for event in events:
+        if parts:
+            parts.append(np.zeros(_draw(_PAUSE, rng)))
+        sound = _at_loudness(make_sound(event, rng), event.loudness)
+        parts += [sound, np.zeros(-len(sound) % _GRID)]
+    return np.concatenate(parts)
+
+
+def _draw(steps: tuple[int, int], rng: np.random.Generator) -> int:
+    """Returns one of two lengths, given in steps of the grid, as a number of samples."""
+    return steps[int(rng.integers(2))] * _GRID
+
+
+def _at_loudness(samples: Samples, loudness: str) -> Samples:
+    """Scales a sound so that its loudest 50 ms have the level of a loudness class."""
+    sums = np.concatenate([[0.0], np.cumsum(samples**2)])
+    window = min(_LEVEL_WINDOW, len(samples))
+    power = np.max(sums[window:] - sums[:-window]) / window
+    return samples * (10.0 ** (LOUDNESS_DB[loudness] / 20.0) / np.sqrt(power + 1e-12))
+
+
+def _background(name: str, count: int, rng: np.random.Generator) -> Samples:
+    """Renders a background [count]."""
+    level = BACKGROUND_DB[name]
+    if level is None:
+        return np.zeros(count)
+    if name == "hiss":
+        return rng.standard_normal(count) * 10.0 ** (level / 20.0)
+    times = np.arange(count) / SAMPLE_RATE
+    hum = np.sin(2.0 * np.pi * 120.0 * times + rng.uniform(0.0, 6.28))
+    hum += 0.3 * np.sin(2.0 * np.pi * 240.0 * times + rng.uniform(0.0, 6.28))
+    return hum * 10.0 ** (level / 20.0) * np.sqrt(2.0 / 1.09)

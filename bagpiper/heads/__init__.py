@@ -1,0 +1,1 @@
+"""Heads: LLM hidden states -> distributions over the streams, and the loss."""

@@ -1,0 +1,1 @@
+"""Language models without their vocabulary matrices, and their tokenizers."""

@@ -1,0 +1,170 @@
+"""A causal LM of transformers without its vocabulary matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bagpiper.batch import Spans
+from bagpiper.component import Component
+from bagpiper.llms.cache import KeyValueCache
+from bagpiper.llms.configs import HfConfig
+from bagpiper.llms.probe import check_isolation, check_rows, read_reference
+from bagpiper.llms.sources import config_from_fields, fields_of, find_source
+from bagpiper.ops.attention import register_attention
+
+
+class HfBackbone(Component):
+    """The layers of a causal LM, from embeddings to the hidden states after the final norm.
+
+    Attributes:
+        model: transformers' base model; its token embedding is gone.
+        width: hidden size.
+        text_size: rows of the LLM's vocabulary matrices, which may exceed the tokenizer's length.
+        tied: whether the LLM's input and output rows are one matrix.
+        text_rows_in, text_rows_out: pretrained rows ``[text_size, width]`` until ``take_text_rows``; None where rows
+            are not loaded or, for the output, tied.
+    """
+
+    def __init__(self, config: HfConfig, vocab_size: int | None = None) -> None:
+        """Build.
+
+        Args:
+            config: see ``HfConfig``.
+            vocab_size: rows of the text block of an LLM made from nothing; with a source it may be left out.
+
+        Raises:
+            ValueError: the LLM cannot be loaded, or cannot run packs.
+        """
+        super().__init__(config)
+        self.text_rows_in: torch.Tensor | None = None
+        self.text_rows_out: torch.Tensor | None = None
+        is_meta = torch.empty(0).device.type == "meta"
+        attention = register_attention()
+        reference = None
+        if config.source is None:
+            assert vocab_size is not None, "an LLM made from nothing needs the size of its tokenizer"
+            if not config.config:
+                raise ValueError("llm: give 'source' (a pretrained LLM) or 'config' (random weights)")
+            causal_lm = _without_weights(config_from_fields(config.config, vocab_size))
+        elif is_meta:
+            causal_lm = _without_weights(find_source(config.source).config())
+        else:
+            causal_lm = find_source(config.source).causal_lm()
+            reference = read_reference(causal_lm)
+        hf_config = causal_lm.config
+        self.tied = bool(hf_config.tie_word_embeddings)
+        self.text_size = int(causal_lm.get_input_embeddings().weight.shape[0])
+        self.width = int(causal_lm.get_input_embeddings().weight.shape[1])
+        if vocab_size is not None and vocab_size != self.text_size:
+            raise ValueError(f"llm '{config.source}' has {self.text_size} text rows, not {vocab_size}")
+        if reference is not None:
+            self.text_rows_in = causal_lm.get_input_embeddings().weight.detach()
+            self.text_rows_out = None if self.tied else causal_lm.get_output_embeddings().weight.detach()
+        self.model = _base_model(causal_lm)
+        self.model.config.use_cache = False
+        self.model.config._attn_implementation = attention
+        if not is_meta:
+            check_isolation(self)
+        if reference is not None:
+            check_rows(self, reference)
+
+    @property
+    def name(self) -> str:
+        """For messages: the source, or the model type."""
+        return str(self.config.source or self.model.config.model_type)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return next(module for module in self.model.children() if isinstance(module, nn.ModuleList))
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        spans: Spans | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> torch.Tensor:
+        """Run the layers, over a pack or over the next rows of a cache.
+
+        Args:
+            embeds: ``[B, L, H]``; B is 1 for a pack.
+            positions: int64 ``[B, L]``, restarting at 0 in every example.
+            spans: borders of the pack's examples.
+            cache: keys and values so far, between its ``begin`` and ``commit``.
+
+        Returns:
+            ``[B, L, H]`` after the final norm.
+        """
+        assert (spans is None) == (cache is not None), "either the spans of a pack or a cache"
+        assert spans is None or embeds.shape[0] == 1, "a pack is one row"
+        output = self.model(
+            inputs_embeds=embeds,
+            attention_mask=None,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **({"spans": spans} if cache is None else {"visible": cache.visible}),
+        )
+        return output.last_hidden_state
+
+    def take_text_rows(self) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
+        """Hand the pretrained rows over; this component forgets them, so that they exist once.
+
+        Returns:
+            Input rows, output rows (None if tied) and whether they are tied; without pretrained rows (None, None, ...).
+        """
+        rows = (self.text_rows_in, self.text_rows_out, self.tied)
+        self.text_rows_in = self.text_rows_out = None
+        return rows
+
+    def gradient_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the layers in the backward pass instead of keeping their activations."""
+        model = self.model
+        if not enable:
+            # transformers 5.18 renamed gradient_checkpointing_* to activation_checkpointing_*
+            getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
+            return
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def portable_config(self) -> HfConfig:
+        """See ``Component.portable_config``; ``vocab_size`` is the caller's to keep (``text_size``)."""
+        return replace(self.config, source=None, config=fields_of(self.model.config))
+
+    def reset_buffers(self) -> None:
+        """See ``Component.reset_buffers``: rotary frequencies, by transformers' own initialisation of their modules.
+
+        Raises:
+            ValueError: the LLM has buffers that transformers does not recompute.
+        """
+        owners = {name.rpartition(".")[0] for name, _ in self.model.named_non_persistent_buffers()}
+        for owner in sorted(owners):
+            module = self.model.get_submodule(owner)
+            buffers = {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
+            with torch.no_grad():
+                for buffer in buffers.values():
+                    buffer.fill_(float("nan") if buffer.is_floating_point() else 0)
+                if not any(True for _ in module.parameters(recurse=False)):
+                    self.model._init_weights(module)
+            for name, buffer in buffers.items():
+                if not buffer.is_floating_point() or bool(buffer.isnan().any()):
+                    raise ValueError(f"llm '{self.name}': cannot recompute the buffer {owner}.{name}; choose another LLM")
+
+
+def _without_weights(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _base_model(causal_lm: Any) -> Any:
+    """The base model inside a causal LM, without its token embedding."""
+    base = causal_lm.base_model
+    assert base is not causal_lm, "transformers' causal LMs wrap a base model"
+    base.set_input_embeddings(None)
+    return base

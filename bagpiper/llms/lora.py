@@ -1,0 +1,114 @@
+"""LoRA and QLoRA on an LLM's linear layers (arXiv:2106.09685, arXiv:2305.14314), through peft and bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bagpiper.llms.hf import HfBackbone
+from bagpiper.settings import LoraSettings
+
+ADAPTER = "default"
+ALL_LINEAR = "all-linear"
+
+
+def add_lora(
+    backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """Freeze the backbone and put low-rank adaptors beside its linear layers; at first they change nothing.
+
+    The layers are replaced inside the backbone (no wrapper): their weights move to ``...base_layer.weight``.
+
+    Args:
+        backbone: changed in place; on any device, the meta device too.
+        settings: rank, targets and quantisation.
+        compute_dtype: of the matrix products of quantised layers; bfloat16 is emulated on most CPUs.
+
+    Returns:
+        Names of the parameters that train, as in the backbone's state dict.
+
+    Raises:
+        ValueError: a target names no layer, or the backbone has adaptors already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if _lora_layers(backbone):
+        raise ValueError("stage.lora: this LLM has LoRA adaptors already; merge them first")
+    if settings.rank < 1:
+        raise ValueError(f"stage.lora.rank must be at least 1, got {settings.rank}")
+    targets = _find_targets(backbone.model, settings.targets)
+    backbone.model.requires_grad_(False)
+    if settings.quantize == "nf4":
+        quantize_nf4(backbone, compute_dtype)
+    inject_adapter_in_model(
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=targets,
+            bias="none",
+        ),
+        backbone.model,
+        adapter_name=ADAPTER,
+    )
+    return [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+
+
+def merge_lora(backbone: HfBackbone) -> None:
+    """Add the adaptors to the weights and remove them; quantised layers become ordinary float32 layers again."""
+    for name, layer in _lora_layers(backbone).items():
+        base = layer.get_base_layer()
+        with torch.no_grad():
+            merged = _as_linear(base)
+            merged.weight += layer.get_delta_weight(ADAPTER).to(merged.weight)
+        backbone.model.set_submodule(name, merged)
+    for name, module in list(backbone.model.named_modules()):
+        if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
+            continue
+        backbone.model.set_submodule(name, _as_linear(module))
+
+
+def quantize_nf4(backbone: HfBackbone, compute_dtype: torch.dtype = torch.float32) -> None:
+    """Replace every linear layer of the backbone by its NF4 form (frozen)."""
+    from bagpiper.llms.nf4 import Nf4Linear
+
+    for name, module in list(backbone.model.named_modules()):
+        if type(module) is nn.Linear:
+            backbone.model.set_submodule(name, Nf4Linear.from_linear(module, compute_dtype))
+
+
+def _as_linear(base: nn.Module) -> nn.Linear:
+    """An ordinary layer with the weights of ``base``, which may be quantised."""
+    from bagpiper.llms.nf4 import Nf4Linear
+
+    if isinstance(base, Nf4Linear):
+        return base.to_linear()
+    assert isinstance(base, nn.Linear)
+    return base
+
+
+def _lora_layers(backbone: HfBackbone) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in backbone.model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _find_targets(model: nn.Module, targets: list[str]) -> list[str]:
+    """Full names of the linear layers that ``targets`` name by their last part, by full name, or all."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kinds = sorted({name.rpartition(".")[2] for name in linear})
+    if not linear:
+        raise ValueError("stage.lora: this LLM has no linear layers (torch.nn.Linear)")
+    chosen: set[str] = set()
+    for target in targets:
+        hit = [name for name in linear if target == ALL_LINEAR or name == target or name.endswith("." + target)]
+        if not hit:
+            raise ValueError(
+                f"stage.lora.targets: the LLM has no linear layer '{target}'; allowed: {ALL_LINEAR}, {', '.join(kinds)}"
+            )
+        chosen.update(hit)
+    if not chosen:
+        raise ValueError(f"stage.lora.targets is empty; allowed: {ALL_LINEAR}, {', '.join(kinds)}")
+    return sorted(chosen)

@@ -1,0 +1,122 @@
+"""A linear layer whose frozen weight is kept in 4 bits (NF4, arXiv:2305.14314 section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes.functional as bnb_functional
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from torch import nn
+
+QUANT_TYPE = "nf4"
+BLOCK_SIZE = 64
+"""Weights that share one scale."""
+
+
+class Nf4Linear(Linear4bit):
+    """bitsandbytes' 4-bit layer with a state dict that can be loaded again.
+
+    The state dict holds ``weight`` (uint8, two weights a byte), ``absmax`` (float32, one scale per 64 weights) and
+    ``bias``; the scales are not quantised a second time. Loading takes these, or an ordinary float ``weight``, which
+    it quantises. (bitsandbytes' own layer writes keys that ``load_state_dict`` refuses.)
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, compute_dtype: torch.dtype) -> Nf4Linear:
+        """Quantise a layer, on its device; on the meta device the weight waits for ``load_state_dict``."""
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=compute_dtype,
+            compress_statistics=False,
+            quant_type=QUANT_TYPE,
+            device="meta",
+        )
+        layer._set_float_weight(linear.weight.detach())
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return layer
+
+    def to_linear(self) -> nn.Linear:
+        """An ordinary float32 layer with the weights that this one computes with."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.dequantized(), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().float().clone(), requires_grad=False)
+        return linear
+
+    def dequantized(self) -> torch.Tensor:
+        """float32 ``[out, in]``."""
+        packed, absmax = self._packed()
+        return bnb_functional.dequantize_4bit(packed, _quant_state(absmax, (self.out_features, self.in_features)))
+
+    def _packed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed weight and scales, in the layout that does not depend on the machine."""
+        destination: dict[str, Any] = {}
+        # bitsandbytes repacks weights on CPUs with AVX512-BF16 and undoes it here
+        super()._save_to_state_dict(destination, "", keep_vars=False)
+        return destination["weight"], destination["weight.absmax"]
+
+    def _set_float_weight(self, weight: torch.Tensor) -> None:
+        options = {"compress_statistics": False, "quant_type": QUANT_TYPE, "blocksize": BLOCK_SIZE, "module": self}
+        parameter = Params4bit(weight.float(), requires_grad=False, **options)
+        self.weight = parameter if weight.is_meta else parameter.to(weight.device)
+
+    def _set_packed_weight(self, packed: torch.Tensor, absmax: torch.Tensor) -> None:
+        self.quant_state = _quant_state(absmax, (self.out_features, self.in_features))
+        self.weight = Params4bit(
+            packed,
+            requires_grad=False,
+            quant_state=self.quant_state,
+            blocksize=BLOCK_SIZE,
+            compress_statistics=False,
+            quant_type=QUANT_TYPE,
+            bnb_quantized=True,
+            module=self,
+        )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if getattr(self.weight, "quant_state", None) is None:  # on the meta device
+            nn.Linear._save_to_state_dict(self, destination, prefix, keep_vars)
+            return
+        destination[prefix + "weight"], destination[prefix + "absmax"] = self._packed()
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        weight, absmax = state_dict.get(prefix + "weight"), state_dict.get(prefix + "absmax")
+        device = self.weight.device if not self.weight.is_meta else None
+        if weight is None or (absmax is None and not weight.is_floating_point()):
+            missing_keys.append(prefix + ("weight" if weight is None else "absmax"))
+        elif absmax is None:
+            self._set_float_weight(weight.detach().to(device or weight.device))
+        else:
+            self._set_packed_weight(*(tensor.detach().to(device or tensor.device).clone() for tensor in (weight, absmax)))
+        if self.bias is None:
+            return
+        if prefix + "bias" in state_dict:
+            self.bias.data.copy_(state_dict[prefix + "bias"])
+        elif strict:
+            missing_keys.append(prefix + "bias")
+
+
+def _quant_state(absmax: torch.Tensor, shape: tuple[int, int]) -> Any:
+    return bnb_functional.QuantState(
+        absmax=absmax,
+        shape=torch.Size(shape),
+        code=bnb_functional.get_4bit_type(QUANT_TYPE, device=absmax.device),
+        blocksize=BLOCK_SIZE,
+        quant_type=QUANT_TYPE,
+        dtype=torch.float32,
+    )

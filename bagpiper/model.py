@@ -1,0 +1,257 @@
+"""The model: embed -> LLM -> head. A reader can see the whole forward pass here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import LightningModule
+
+from bagpiper import registry
+from bagpiper.batch import Batch
+from bagpiper.component import Component
+from bagpiper.conversation import Template
+from bagpiper.llms.cache import KeyValueCache
+from bagpiper.meter import Meter
+from bagpiper.patterns import get_pattern
+from bagpiper.rows import TokenRows
+from bagpiper.settings import ModelSettings
+from bagpiper.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from bagpiper.llms.tokenizer import TextTokenizer
+
+PARTS = ("encoder", "adaptor", "llm", "codec", "head")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A micro-batch's loss.
+
+    Attributes:
+        total: weighted sum of cross-entropies (scalar); divide by the step's target frames.
+        metrics: name -> ``[sum, count]``.
+    """
+
+    total: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+
+
+class Bagpiper(LightningModule):
+    """One language model that hears and speaks.
+
+    Attributes:
+        settings: what it was built from.
+        vocabulary, tokenizer, template: its language.
+        encoder, adaptor, llm, codec, head: its parts.
+        input_rows, output_rows: rows of the vocabulary; ``tied`` says whether they share the text block.
+        make_optimizer: set by the run; gives what ``configure_optimizers`` returns.
+        meter: sums of the training metrics since somebody last took them.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        tokenizer: TextTokenizer,
+        *,
+        encoder: Component,
+        adaptor: Component,
+        llm: Any,
+        codec: Component,
+        head: Any,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.encoder, self.adaptor, self.llm, self.codec, self.head = encoder, adaptor, llm, codec, head
+        self.vocabulary = Vocabulary(
+            text_size=llm.text_size,
+            num_codebooks=settings.codec.num_codebooks,
+            codebook_size=settings.codec.codebook_size,
+            text_zero_is_pad=settings.text_zero_is_pad,
+        )
+        rows_in, rows_out, tied = llm.take_text_rows()
+        self.input_rows = TokenRows(self.vocabulary, llm.width, rows_in)
+        self.output_rows = TokenRows(self.vocabulary, llm.width, self.input_rows.text if tied else rows_out)
+        self.tied = tied
+        self.template = Template(
+            vocabulary=self.vocabulary,
+            pattern=get_pattern(settings.pattern),
+            encode_text=tokenizer.encode,
+            stream_weights=stream_weights(settings),
+        )
+        self.make_optimizer: Callable[[Bagpiper], Any] | None = None
+        self.meter = Meter()
+        self._window_targets = 0
+
+    @classmethod
+    def build(
+        cls,
+        settings: ModelSettings,
+        tokenizer: TextTokenizer,
+        *,
+        codec: Component | None = None,
+        text_size: int | None = None,
+    ) -> Bagpiper:
+        """Build every part from its config.
+
+        Args:
+            settings: the parts and how they fit.
+            tokenizer: of the LLM's text.
+            codec: one that exists already (just fitted, say); None builds it from ``settings.codec``.
+            text_size: rows of the text block of an LLM without a source; None takes the tokenizer's length.
+        """
+        if settings.llm.source is None and text_size is None:
+            text_size = tokenizer.size
+        llm = registry.build("llm", settings.llm, vocab_size=text_size)
+        encoder = registry.build("encoder", settings.encoder)
+        adaptor = registry.build(
+            "adaptor", settings.adaptor, width_in=settings.encoder.width, width_out=llm.width
+        )
+        num_streams = get_pattern(settings.pattern).streams(settings.codec.num_codebooks)
+        head = registry.build("head", settings.head, width=llm.width, num_streams=num_streams)
+        codec = codec if codec is not None else registry.build("codec", settings.codec)
+        codec.requires_grad_(False)
+        return cls(settings, tokenizer, encoder=encoder, adaptor=adaptor, llm=llm, codec=codec, head=head)
+
+    @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The five parts by kind."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def fingerprint(self) -> str:
+        """Hash of what the ids mean: layout, tokenizer, codec weights, pattern, stream weights."""
+        return self.vocabulary.fingerprint(
+            tokenizer=self.tokenizer.hash(),
+            codec=self.codec.weights_hash(),
+            pattern=self.settings.pattern,
+            stream_weights=self.template.stream_weights,
+        )
+
+    def reset_buffers(self) -> None:
+        """Recompute buffers that no checkpoint carries, after a build on the meta device."""
+        for part in self.parts.values():
+            part.reset_buffers()
+
+    def tie(self) -> None:
+        """Share the text rows of both sides again where the LLM ties them; leaving the meta device unties them."""
+        if self.tied:
+            self.output_rows.text = self.input_rows.text
+
+    # -- the forward pass ---------------------------------------------------------------------------------------
+
+    def hear(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Encoder and adaptor: waveforms ``[N_i]`` -> embeddings ``[F_i, H]``."""
+        return self.adaptor(self.encoder(list(waves))) if waves else []
+
+    def embed_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[..., H]`` of token rows ``[..., S]``."""
+        return self.input_rows(ids)
+
+    def embed(
+        self, ids: torch.Tensor, slots: Sequence[tuple[int, int]], waves: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Embeddings of a pack ``[T, H]``: token rows, with the slots replaced by what is heard.
+
+        Args:
+            ids: ``[T, S]``.
+            slots: first row and number of rows of each clip.
+            waves: ``[N_i]`` for each slot.
+
+        Raises:
+            ValueError: a clip gives another number of embeddings than its slot has rows.
+        """
+        embeds = self.embed_rows(ids)
+        heard = self.hear(waves)
+        if not heard:
+            return embeds
+        for (_, length), states in zip(slots, heard, strict=True):
+            if len(states) != length:
+                raise ValueError(f"a clip gave {len(states)} embeddings for a slot of {length} rows")
+        rows = torch.cat([torch.arange(start, start + length) for start, length in slots]).to(ids.device)
+        return embeds.index_copy(0, rows, torch.cat(heard).to(embeds.dtype))
+
+    def forward(self, batch: Batch) -> Loss:
+        """Loss of a pack: row t predicts row t + 1 of the same example."""
+        embeds = self.embed(batch.ids, batch.slots, batch.waves)
+        hidden = self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
+        # the first row of every example has weight 0, so nothing is predicted across a border
+        targeted = batch.weights[1:].any(-1)
+        total, metrics = self.head(
+            hidden[:-1][targeted], batch.ids[1:][targeted], batch.weights[1:][targeted], self.output_rows
+        )
+        metrics["loss"] = torch.stack([total.detach().float(), torch.tensor(float(batch.num_targets), device=total.device)])
+        return Loss(total, metrics)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Raw logits ``[N, S, V]`` (float32) of hidden states ``[N, H]``."""
+        return self.head.logits(hidden, self.output_rows)
+
+    def extend(self, cache: KeyValueCache, embeds: torch.Tensor, new_lengths: torch.Tensor) -> torch.Tensor:
+        """Run rows through the LLM and remember them.
+
+        Args:
+            cache: what came before; grows by ``new_lengths``.
+            embeds: ``[B, L, H]``, padded on the right.
+            new_lengths: int64 ``[B]``, real rows of each.
+
+        Returns:
+            hidden states ``[B, L, H]``.
+        """
+        positions = cache.begin(new_lengths, embeds.shape[1])
+        hidden = self.llm(embeds, positions, cache=cache)
+        cache.commit()
+        return hidden
+
+    # -- Lightning ----------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Bagpiper:
+        """Training mode for parts that train; frozen parts stay in eval mode (dropout off, statistics fixed)."""
+        super().train(mode)
+        for part in self.parts.values():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The plain sum; ``on_before_optimizer_step`` divides the gradients."""
+        loss = self(batch)
+        self._window_targets += batch.num_targets
+        self.meter.add(loss.metrics)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Metrics of a pack; no dropout of any kind, no condition dropped."""
+        return self(batch).metrics
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradients, once and before clipping, by the target frames of the whole step.
+
+        Lightning has divided every micro-batch by ``accumulate_grad_batches`` and averaged over ranks; both are undone,
+        so that one rank with N micro-batches equals N ranks with one, and a short last window counts as it should.
+        """
+        targets = torch.tensor(float(self._window_targets), device=self.device)
+        self._window_targets = 0
+        world = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(targets)
+            world = torch.distributed.get_world_size()
+        factor = self.trainer.accumulate_grad_batches * world / targets.clamp(min=1.0)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+
+    def configure_optimizers(self) -> Any:
+        """What the run has set."""
+        if self.make_optimizer is None:
+            raise ValueError("set model.make_optimizer before training (bagpiper.training.run does)")
+        return self.make_optimizer(self)
+
+
+def stream_weights(settings: ModelSettings) -> tuple[float, ...]:
+    """Loss weight of each codebook: the recipe's, or 1/K so that a frame counts like a text token."""
+    count = settings.codec.num_codebooks
+    return tuple(settings.stream_weights) if settings.stream_weights else (1.0 / count,) * count

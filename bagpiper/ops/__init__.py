@@ -1,0 +1,1 @@
+"""Numerical pieces: attention for packs, cross-entropy."""

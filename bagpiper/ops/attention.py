@@ -1,0 +1,116 @@
+"""Attention over packs and over a ragged cache, as one function that transformers' models call.
+
+Examples of one pack never see each other. On CUDA with 16-bit tensors torch's own variable-length FlashAttention kernel
+runs; elsewhere one causal SDPA call per example (a dense block mask costs 2 to 5 times more, and lets a NaN cross:
+masked weights are zero, and zero times NaN is NaN).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bagpiper.batch import Spans
+
+ATTENTION_NAME = "bagpiper"
+
+
+def attend_packed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float, dropout: float = 0.0
+) -> torch.Tensor:
+    """Causal attention inside every example of a pack.
+
+    Args:
+        query: ``[1, heads, T, D]``.
+        key, value: ``[1, kv_heads, T, D]``.
+        spans: the examples' borders; their lengths sum to T.
+        scale: factor on the scores.
+        dropout: probability on the attention weights.
+
+    Returns:
+        ``[1, heads, T, D]``.
+    """
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        return _varlen(query, key, value, spans, scale)
+    grouped = query.shape[1] != key.shape[1]
+    pieces = []
+    start = 0
+    for length in spans.lengths:
+        part = slice(start, start + length)
+        pieces.append(
+            F.scaled_dot_product_attention(
+                query[:, :, part],
+                key[:, :, part],
+                value[:, :, part],
+                dropout_p=dropout,
+                is_causal=True,
+                scale=scale,
+                enable_gqa=grouped,
+            )
+        )
+        start += length
+    return torch.cat(pieces, dim=2)
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # torch 2.11 takes is_causal, 2.13 a window; neither takes the other's keyword
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and "enable_gqa" in known:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if "scale" in known:
+        options["scale"] = scale
+    else:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    rows = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
+    mixed = varlen_attn(*rows, spans.cu_seqlens, spans.cu_seqlens, spans.max_length, spans.max_length, **options)
+    return mixed.transpose(0, 1)[None]
+
+
+def _attention_for_transformers(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    spans: Spans | None = None,
+    visible: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The form transformers' ``AttentionInterface`` calls: returns ``[B, T, heads, D]`` and no weights.
+
+    ``spans`` or ``visible`` (bool ``[B, 1, L, keys]``, from the cache) come through the model's keyword arguments.
+    """
+    if attention_mask is not None or (spans is None) == (visible is None):
+        raise AssertionError("attention is called with either the spans of a pack or the mask of a cache")
+    if sliding_window is not None:
+        raise ValueError("this LLM uses sliding-window attention, which packs do not support; choose another LLM")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if spans is not None:
+        mixed = attend_packed(query, key, value, spans, scale, dropout)
+    else:
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def register_attention() -> str:
+    """Make the function known to transformers (once) and return the name to put into a model's config."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, _attention_for_transformers)
+    return ATTENTION_NAME

@@ -1,0 +1,1 @@
+"""The run: stages, optimizers, precision, checkpoints."""

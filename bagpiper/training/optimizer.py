@@ -1,0 +1,74 @@
+"""AdamW and the learning-rate schedule of the official trainer (spec section 7.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from bagpiper.settings import OptimizerSettings
+
+_FUSED_DEVICES = ("cpu", "cuda", "mps")
+
+
+def learning_rate_factor(step: int, settings: OptimizerSettings, max_steps: int) -> float:
+    """Share of the peak learning rate at a step.
+
+    Linear from 0 at step 0, cosine to ``min_lr_ratio`` at ``decay_end_step``, then constant.
+
+    Args:
+        step: number of optimizer steps already taken; the first step has 0 and therefore learns nothing while there
+            is a warm-up.
+        settings: of the optimizer.
+        max_steps: of the run; the end of the decay when ``decay_end_step`` is null.
+    """
+    if step < settings.warmup_steps:
+        return step / settings.warmup_steps
+    end = max_steps if settings.decay_end_step is None else settings.decay_end_step
+    if step >= end:
+        return settings.min_lr_ratio
+    progress = (step - settings.warmup_steps) / (end - settings.warmup_steps)
+    return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def parameter_groups(
+    model: torch.nn.Module, embedding_rows: Iterable[torch.nn.Parameter], weight_decay: float
+) -> list[dict[str, object]]:
+    """Every trainable parameter exactly once: first those with weight decay, then the embedding rows without.
+
+    Norms and biases decay, as in the official code.
+
+    Raises:
+        ValueError: nothing trains.
+    """
+    without = {id(parameter) for parameter in embedding_rows}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # parameters() has no repeats
+    if not trainable:
+        raise ValueError("nothing trains: the stage freezes every part; choose another `stage.name` or `stage.lora`")
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in trainable if id(p) not in without], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) in without], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    model: torch.nn.Module, embedding_rows: Iterable[torch.nn.Parameter], settings: OptimizerSettings
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, fused where PyTorch has a fused kernel."""
+    groups = parameter_groups(model, embedding_rows, settings.weight_decay)
+    devices = {p.device.type for p in model.parameters() if p.requires_grad}
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.eps,
+        fused=devices <= set(_FUSED_DEVICES),
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, max_steps: int) -> LambdaLR:
+    """The schedule, to be stepped once after every optimizer step."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings, max_steps))

@@ -1,0 +1,225 @@
+"""From a recipe to everything a run needs before its first step: corpus, examples, tokenizer, codec, codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bagpiper import registry
+from bagpiper.codecs.configs import RvqConfig
+from bagpiper.component import Codec
+from bagpiper.data.audio import ClipInfo, read_clip
+from bagpiper.data.codes import CodeCache, fill_codes
+from bagpiper.data.examples import Example, distinct_clips, read_sources
+from bagpiper.data.ledger import Ledger
+from bagpiper.data.soundscapes.corpus import make_corpus
+from bagpiper.data.soundscapes.sources import soundscape_sources
+from bagpiper.errors import UserError
+from bagpiper.llms.tokenizer import TextTokenizer
+from bagpiper.settings import Recipe, SourceSettings
+from bagpiper.training.checkpoints import replacing
+from bagpiper.training.seeds import derive_seed
+
+CODEC, TOKENIZER = "codec.safetensors", "tokenizer"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on and what is held out.
+
+    Attributes:
+        train, valid: examples.
+        ledger: what was read and left out.
+    """
+
+    train: list[Example]
+    valid: list[Example]
+    ledger: Ledger
+
+
+def prepare_examples(recipe: Recipe, folder: Path, console: Console) -> Examples:
+    """Make the corpus if the recipe has no sources, and read every manifest.
+
+    Raises:
+        UserError: no data, or bad data where the recipe says ``fail``.
+    """
+    train, valid = _sources(recipe, folder, console)
+    ledger = Ledger()
+    data = recipe.data
+    with told(console, "read") as say:
+        found = []
+        for sources in (train, valid):
+            found.append(
+                read_sources(
+                    sources,
+                    on_bad=data.on_bad_example,
+                    max_seconds=data.max_seconds,
+                    ledger=ledger,
+                    probe_cache=cache_folder(recipe, folder) / "probes.json",
+                )
+                if sources
+                else []
+            )
+        seconds = sum(clip.seconds for examples in found for e in examples for clip in e.clips.values())
+        say(f"{len(found[0])} training and {len(found[1])} validation examples, {seconds / 60:.1f} min of audio in or out")
+    return Examples(found[0], found[1], ledger)
+
+
+def _sources(recipe: Recipe, folder: Path, console: Console) -> tuple[Sequence[SourceSettings], Sequence[SourceSettings]]:
+    data = recipe.data
+    if data.sources:
+        return data.sources, data.valid_sources
+    if data.soundscapes is None:
+        raise UserError("there is nothing to train on: set data.sources, or data.soundscapes to make a corpus")
+    made = data.soundscapes
+    corpus = corpus_folder(recipe, folder)
+    with told(console, "corpus") as say, counted(console, "making clips") as advance:
+        make_corpus(corpus, made.train, made.valid, made.test, made.seed, made.variety, advance)
+        say(f"{made.train + made.valid + made.test} clips in {corpus}")
+    return soundscape_sources(corpus)
+
+
+def corpus_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where the soundscapes corpus of a run lies."""
+    made = recipe.data.soundscapes
+    return Path(made.folder) if made is not None and made.folder else folder / "corpus"
+
+
+def cache_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where codes and probed clips are kept."""
+    return Path(recipe.data.cache) if recipe.data.cache else folder / "cache"
+
+
+def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], console: Console) -> TextTokenizer:
+    """The LLM's tokenizer, or for an LLM made from nothing a BPE trained on the training texts; kept in the run folder."""
+    kept = folder / TOKENIZER
+    if kept.is_dir():
+        return TextTokenizer.load(kept)
+    llm = recipe.model.llm
+    with told(console, "tokenizer") as say:
+        if llm.source is not None:
+            tokenizer = TextTokenizer.from_transformers(llm.source)
+        else:
+            texts = [m.text for e in train for m in e.conversation.messages if m.modality == "text"]
+            tokenizer = TextTokenizer.train_bpe(texts, llm.tokenizer.vocab_size)
+        with replacing(kept) as temporary:
+            tokenizer.save(temporary)
+        say(f"{tokenizer.size} tokens" + ("" if llm.source else f", trained on {len(texts)} texts"))
+    return tokenizer
+
+
+def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], console: Console) -> Codec:
+    """The recipe's codec; an ``rvq`` without a file is fitted to the training clips and kept in the run folder.
+
+    Raises:
+        UserError: the codec must be fitted, but there is no audio.
+    """
+    known = codec_on_disk(recipe, folder)
+    if known is not None:
+        return known
+    config = recipe.model.codec
+    if not isinstance(config, RvqConfig):
+        return registry.build("codec", config)
+    clips = distinct_clips(train, spoken=True) or distinct_clips(train, spoken=False)
+    if not clips:
+        raise UserError("model.codec.path is null, so the codec is fitted to the training clips, but there is no audio")
+    with told(console, "codec") as say:
+        codec = registry.build("codec", config)
+        waves = list(_fitting_waves(clips, config, recipe.seed))
+        codec.fit(waves, seed=derive_seed(recipe.seed, "codec") % 2**32)
+        with replacing_file(folder / CODEC) as temporary:
+            codec.save(temporary)
+        say(f"{config.num_codebooks} codebooks of {config.codebook_size} fitted to {_minutes(waves, config)} of audio")
+    return codec
+
+
+def codec_on_disk(recipe: Recipe, folder: Path) -> Codec | None:
+    """The fitted codec that the recipe names or the run folder holds, if any."""
+    config = recipe.model.codec
+    if not isinstance(config, RvqConfig):
+        return None
+    path = Path(config.path) if config.path else folder / CODEC
+    if not path.is_file():
+        return None
+    codec = registry.build("codec", replace(config, path=str(path)))
+    assert isinstance(codec, Codec)
+    return codec
+
+
+def _fitting_waves(clips: Sequence[ClipInfo], config: RvqConfig, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Clips in an order that depends on the seed alone, until there is enough audio."""
+    seconds = 0.0
+    for clip in sorted(clips, key=lambda clip: derive_seed(seed, "codec clip", clip.sha256)):
+        if seconds >= config.fit_seconds:
+            return
+        seconds += clip.seconds
+        yield read_clip(clip.path, config.sample_rate)
+
+
+def prepare_codes(
+    recipe: Recipe, folder: Path, codec: Codec, examples: Examples, device: torch.device, console: Console
+) -> CodeCache:
+    """Encode every clip that the model is to make, once."""
+    cache = CodeCache(cache_folder(recipe, folder), codec.weights_hash())
+    clips = distinct_clips([*examples.train, *examples.valid], spoken=True)
+
+    def encode(waves: list[NDArray[np.float32]]) -> list[NDArray[np.int64]]:
+        with torch.no_grad():
+            codes = codec.encode([torch.from_numpy(wave).to(device) for wave in waves])
+        return [item.cpu().numpy() for item in codes]
+
+    home = next(iter([*codec.parameters(), *codec.buffers()])).device
+    with told(console, "codes") as say, counted(console, "encoding clips") as advance:
+        codec.to(device)
+        encoded = fill_codes(
+            cache, clips, recipe.model.codec, encode, progress=lambda done: advance(done, len(clips))
+        )
+        codec.to(home)
+        say(f"{encoded} clips encoded, {len(clips) - encoded} known")
+    return cache
+
+
+@contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """A file under a temporary name that becomes ``target`` when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told(console: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """One line when the block ends: what was done, in how many seconds."""
+    start, said = time.monotonic(), []
+    yield said.append
+    console.print(f"{what}: {' '.join(said)} ({time.monotonic() - start:.1f} s)", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def counted(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in a terminal, nothing elsewhere; the function takes what is done and the total."""
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns: list[Any] = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _minutes(waves: Sequence[NDArray[np.float32]], config: RvqConfig) -> str:
+    return f"{sum(len(wave) for wave in waves) / config.sample_rate / 60:.1f} min"

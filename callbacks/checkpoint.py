@@ -1,0 +1,153 @@
+"""Checkpoints at the end of optimizer steps, and stopping on a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from bagpiper.batch import Batch
+from bagpiper.callbacks.clock import Clock
+from bagpiper.training.checkpoints import checkpoint_at, prune, replacing
+from bagpiper.training.run_folder import disk_errors
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its checkpoint is written.
+
+    Attributes:
+        signum: which signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Checkpoints(Callback):
+    """Writes ``checkpoints/step-N`` when everything else about step N (row, validation, listening) is done.
+
+    Only ends of optimizer steps are saved: inside an accumulation window the gradients so far would be lost. A signal
+    (SIGTERM, Ctrl-C) lets the step finish, is followed by a checkpoint and raises ``Stopped``; a second one is taken by
+    whoever handled it before, so a second Ctrl-C interrupts at once.
+
+    Attributes:
+        every: steps between two checkpoints; 0 writes only the last.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        save_model: Callable[[LightningModule, Path], None],
+        *,
+        every: int,
+        keep: int,
+        accumulate: int,
+        validate_every: int,
+        clock: Clock,
+        before: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Set up.
+
+        Args:
+            run_dir: the run.
+            save_model: writes the weights of the module to a folder.
+            every: steps between two checkpoints.
+            keep: newest checkpoints kept.
+            accumulate: micro-batches per step.
+            validate_every: steps between two validations; a checkpoint of such a step waits for the validation.
+            clock: stands still while a checkpoint is written.
+            before: called before a checkpoint is written; logs make themselves durable here.
+        """
+        self.run_dir = run_dir
+        self.every = every
+        self._save_model = save_model
+        self._keep = keep
+        self._accumulate = accumulate
+        self._validate_every = validate_every
+        self._clock = clock
+        self._before = before
+        self._signum: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals (after Lightning has set its own handlers)."""
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for signum in SIGNALS:
+                self._former[signum] = signal.signal(signum, self._on_signal)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        signal.signal(signum, self._former[signum])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Move the position in the data; save now, unless a validation of this step comes first."""
+        trainer.datamodule.consumed()
+        step = trainer.global_step
+        ends_step = (batch_idx + 1) % self._accumulate == 0
+        if ends_step and not (self._validate_every and step % self._validate_every == 0):
+            self._end_step(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after the validation of a step."""
+        self._end_step(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for signum, handler in self._former.items():
+            signal.signal(signum, handler)
+        self._former = {}
+
+    def _end_step(self, trainer: Trainer, module: LightningModule) -> None:
+        signum = self._agree(trainer)
+        step = trainer.global_step
+        if signum or step == trainer.max_steps or (self.every and step % self.every == 0):
+            with self._clock.paused():
+                self.save(trainer, module)
+        if signum:
+            raise Stopped(signum)
+
+    def _agree(self, trainer: Trainer) -> int:
+        """The signal that any rank has received, or 0."""
+        if trainer.world_size == 1:
+            return self._signum or 0
+        flag = torch.tensor(self._signum or 0, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return int(flag.item())
+
+    def save(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the checkpoint of this step, then remove the oldest.
+
+        Raises:
+            UserError: the disk is full or the folder is gone; older checkpoints are untouched.
+        """
+        for make_durable in self._before:
+            make_durable()
+        checkpoint = checkpoint_at(self.run_dir, trainer.global_step)
+        with disk_errors(self.run_dir):
+            if checkpoint.state.is_file():
+                return  # resumed from it and stopped again before the next step
+            if not trainer.is_global_zero:
+                trainer.save_checkpoint(checkpoint.state)  # takes part in collectives, writes nothing
+                return
+            with replacing(checkpoint.folder) as folder:
+                self._save_model(module, folder / "model")
+                trainer.save_checkpoint(folder / "resume" / checkpoint.state.name)
+            prune(self.run_dir, self._keep)

@@ -1,0 +1,245 @@
+"""What the model says and plays while it trains: the same prompts every time, heard and seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from lightning import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+
+from bagpiper.batch import Batch
+from bagpiper.callbacks.clock import Clock
+from bagpiper.conversation import Clip, Conversation, Message, Modality
+from bagpiper.inference.generate import Answer, generate
+from bagpiper.settings import GenerationSettings, ListeningSettings
+from bagpiper.training.checkpoints import replacing
+from bagpiper.training.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to ask every time.
+
+    Attributes:
+        name: of its files.
+        request: the conversation up to the answer.
+        plan: modalities of the answer.
+        truth: what the data says, if known.
+    """
+
+    name: str
+    request: Conversation
+    plan: tuple[Modality, ...]
+    truth: str = ""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An answer and its files.
+
+    Attributes:
+        prompt: what was asked.
+        text: what the model wrote.
+        wav, picture: the sound and its spectrogram, if it made one.
+    """
+
+    prompt: Prompt
+    text: str
+    wav: Path | None = None
+    picture: Path | None = None
+
+    @property
+    def asked(self) -> str:
+        """The request in words: texts, and the paths of clips."""
+        return "\n".join(_content(message) for message in self.prompt.request.messages)
+
+
+def make_prompts(settings: ListeningSettings, valid: Sequence[Conversation]) -> list[Prompt]:
+    """The recipe's captions and clips, and the first validation examples of each direction.
+
+    Args:
+        settings: of the recipe.
+        valid: validation examples.
+    """
+    prompts = [
+        Prompt(f"caption{n}", Conversation(f"caption{n}", (Message("user", "text", text),)), ("audio",))
+        for n, text in enumerate(settings.captions)
+    ]
+    prompts += [
+        Prompt(f"clip{n}", Conversation(f"clip{n}", (Message("user", "audio", Clip(path=path)),)), ("text",))
+        for n, path in enumerate(settings.clips)
+    ]
+    for modality in ("text", "audio"):
+        chosen = [c for c in valid if _first_answer(c) == modality][: settings.from_valid]
+        prompts += [_from_example(f"valid_{modality}{n}", example) for n, example in enumerate(chosen)]
+    return prompts
+
+
+def _first_answer(conversation: Conversation) -> Modality | None:
+    answers = [m for m in conversation.messages if m.role == "assistant"]
+    return answers[0].modality if answers else None
+
+
+def _from_example(name: str, example: Conversation) -> Prompt:
+    request = example.prompt()
+    answers: list[Message] = []
+    for message in example.messages[len(request.messages) :]:
+        if message.role != "assistant":
+            break
+        answers.append(message)
+    truth = "\n".join(map(_content, answers))
+    return Prompt(name, request, tuple(m.modality for m in answers), truth)
+
+
+def _content(message: Message) -> str:
+    return message.text if message.modality == "text" else str(message.clip.path)
+
+
+def listen(
+    model: Any, prompts: Sequence[Prompt], settings: GenerationSettings, *, seed: int, folder: Path
+) -> list[Heard]:
+    """Ask every prompt and write the answers.
+
+    Args:
+        model: left as it is: modes, gradients, global random state.
+        prompts: what to ask.
+        settings: how to decode.
+        seed: the same seed and weights give the same answers.
+        folder: gets wav, png, ``answers.json`` and ``answers.md``; replaced if it exists.
+    """
+    answers: dict[str, Answer] = {}
+    for plan in dict.fromkeys(prompt.plan for prompt in prompts):
+        asked = [prompt for prompt in prompts if prompt.plan == plan]
+        seeds = [derive_seed(seed, "listening", prompt.name) for prompt in asked]
+        given = generate(model, [prompt.request for prompt in asked], settings, seeds=seeds, plan=plan)
+        answers.update((prompt.name, answer) for prompt, answer in zip(asked, given, strict=True))
+    with replacing(folder) as temporary:
+        written = [_write(prompt, answers[prompt.name], temporary, model) for prompt in prompts]
+        _write_index(written, temporary)
+    return [
+        Heard(h.prompt, h.text, folder / h.wav.name if h.wav else None, folder / h.picture.name if h.picture else None)
+        for h in written
+    ]
+
+
+def _write(prompt: Prompt, answer: Answer, folder: Path, model: Any) -> Heard:
+    sounds = [segment.samples for segment in answer.segments if segment.samples is not None]
+    if not sounds:
+        return Heard(prompt, answer.text)
+    samples = np.concatenate(sounds)
+    rate = model.settings.codec.sample_rate
+    wav, picture = folder / f"{prompt.name}.wav", folder / f"{prompt.name}.png"
+    soundfile.write(wav, np.clip(samples, -1.0, 1.0), rate, subtype="PCM_16")
+    write_spectrogram(picture, samples, rate)
+    return Heard(prompt, answer.text, wav, picture)
+
+
+def _write_index(heard: Sequence[Heard], folder: Path) -> None:
+    records = [
+        {
+            "name": h.prompt.name,
+            "request": [_content(message) for message in h.prompt.request.messages],
+            "answer": h.text,
+            "wav": h.wav.name if h.wav else None,
+            "truth": h.prompt.truth,
+        }
+        for h in heard
+    ]
+    (folder / "answers.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
+    lines = []
+    for h, record in zip(heard, records, strict=True):
+        lines += [f"## {h.prompt.name}", "", *(f"> {part}" for part in record["request"]), "", h.text, ""]
+        if h.wav:
+            lines += [f"![spectrogram]({h.prompt.name}.png) [{h.wav.name}]({h.wav.name})", ""]
+        if h.prompt.truth:
+            lines += [f"*the data says:* {h.prompt.truth}", ""]
+    (folder / "answers.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_spectrogram(path: Path, samples: NDArray[np.float32], sample_rate: int) -> None:
+    """A picture of a sound: time to the right, 0 Hz to half the sample rate upwards, 80 dB from black to white.
+
+    Args:
+        path: PNG file.
+        samples: float32 ``[N]``.
+        sample_rate: in Hz.
+    """
+    import matplotlib.image
+
+    window = 1 << max(6, int(sample_rate * 0.032).bit_length() - 1)
+    hop = window // 4
+    padded = np.pad(samples, (0, max(0, window - len(samples))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)) ** 2
+    decibels = 10.0 * np.log10(np.maximum(power, 1e-10))
+    top = float(decibels.max())
+    matplotlib.image.imsave(path, decibels.T, vmin=top - 80.0, vmax=top, cmap="magma", origin="lower")
+
+
+class Listening(Callback):
+    """Listens every ``every`` steps.
+
+    Attributes:
+        prompts: what is asked.
+        every: steps between two listenings; 0 switches off.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        prompts: Sequence[Prompt],
+        generation: GenerationSettings,
+        *,
+        every: int,
+        accumulate: int,
+        seed: int,
+        clock: Clock,
+        publish: Callable[[Path, str], None] | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            run_dir: the run.
+            prompts: what is asked.
+            generation: how to decode.
+            every: steps between two listenings; 0 switches off.
+            accumulate: micro-batches per step.
+            seed: of the run.
+            clock: stands still while listening.
+            publish: gets each finished folder and its name, to show it beside the metrics.
+        """
+        self.run_dir = run_dir
+        self.prompts = list(prompts)
+        self.every = every
+        self._generation = generation
+        self._accumulate = accumulate
+        self._seed = seed
+        self._clock = clock
+        self._publish = publish
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Listen at the end of the step if it is time."""
+        step = trainer.global_step
+        ends_step = (batch_idx + 1) % self._accumulate == 0
+        due = self.every and step % self.every == 0 and step < trainer.max_steps  # the run listens when it has ended
+        if ends_step and due and trainer.is_global_zero:
+            self.listen(pl_module, step)
+
+    def listen(self, module: torch.nn.Module, step: int) -> list[Heard]:
+        """Listen now; files go to ``listening/step-N``."""
+        name = f"step-{step:06d}"
+        folder = self.run_dir / "listening" / name
+        with self._clock.paused():
+            heard = listen(module, self.prompts, self._generation, seed=self._seed, folder=folder)
+        if self._publish is not None:
+            self._publish(folder, f"listening/{name}")
+        return heard

@@ -1,0 +1,30 @@
+"""Random draws of the training step, keyed by (seed, micro-batch, rank)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from bagpiper.training.seeds import derive_seed
+
+
+class KeyedRandomness(Callback):
+    """Seeds the generators of torch, numpy and python before every micro-batch.
+
+    Dropout of micro-batch n is then a function of (seed, n, rank) alone: whatever validation, listening or logging drew
+    from the global generators in between changes nothing, and a resumed run draws what the whole run would have drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed for this micro-batch."""
+        seed = derive_seed(self.seed, "micro-batch", batch_idx, trainer.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)

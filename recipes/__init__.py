@@ -1,0 +1,1 @@
+"""The shipped recipes (imported as bagpiper.recipes)."""

@@ -1,0 +1,44 @@
+"""The progress report."""
+
+import io
+
+from rich.console import Console
+
+from bagpiper.callbacks.metrics import Row
+from bagpiper.callbacks.progress import ProgressReport, describe
+
+ROW = Row(
+    20,
+    "train",
+    {
+        "loss": 2.5,
+        "loss/text": 1.25,
+        "loss/codebook0": 3.0,
+        "loss/codebook10": 5.0,
+        "loss/codebook2": 4.0,
+        "speed/text_tokens": 1234.0,
+        "speed/audio_frames": 321.0,
+        "speed/audio_seconds": 12.6,
+    },
+)
+
+
+def test_row_in_words_has_loss_per_stream_group_and_both_speeds():
+    assert describe(ROW) == "loss 2.500  text 1.250  audio 3.00 4.00 5.00  1.2k tok/s  321 frames/s  13 s audio/s"
+
+
+def test_rows_without_audio_or_text_are_described_too():
+    assert describe(Row(1, "valid", {})) == ""
+    assert describe(Row(1, "valid", {"loss": 1.0})) == "loss 1.000"
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    out = io.StringIO()
+    report = ProgressReport(Console(file=out, width=40), max_steps=100, accumulate=1)
+    report.write(ROW)
+    report.write(Row(20, "valid", {"loss": 9.0}))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("step 20/100  loss 2.500")
+    assert "ETA" in lines[0]
+    assert lines[1] == "step 20  valid: loss 9.000"

@@ -1,0 +1,82 @@
+"""The optimizer and the schedule against spec section 7.1."""
+
+import math
+
+import pytest
+import torch
+
+from bagpiper.settings import OptimizerSettings
+from bagpiper.training.optimizer import build_optimizer, build_schedule, learning_rate_factor, parameter_groups
+
+
+def test_schedule_starts_at_zero_peaks_and_ends_at_the_floor():
+    settings = OptimizerSettings(warmup_steps=10, min_lr_ratio=0.3, decay_end_step=110)
+    factors = [learning_rate_factor(step, settings, max_steps=500) for step in range(200)]
+    assert factors[0] == 0.0
+    assert factors[5] == 0.5
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.3 + 0.7 * 0.5)
+    assert factors[110] == 0.3
+    assert factors[199] == 0.3
+    assert all(a > b for a, b in zip(factors[10:110], factors[11:111], strict=True))
+
+
+def test_decay_ends_with_the_run_when_the_recipe_does_not_say():
+    settings = OptimizerSettings(warmup_steps=0, min_lr_ratio=0.0)
+    assert learning_rate_factor(50, settings, max_steps=100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert learning_rate_factor(100, settings, max_steps=100) == 0.0
+
+
+def test_warm_up_longer_than_the_run_never_divides_by_zero():
+    settings = OptimizerSettings(warmup_steps=100)
+    assert learning_rate_factor(19, settings, max_steps=20) == pytest.approx(0.19)
+    assert learning_rate_factor(100, settings, max_steps=20) == settings.min_lr_ratio
+
+
+def test_floor_of_one_is_a_constant_rate_after_warm_up():
+    settings = OptimizerSettings(warmup_steps=2, min_lr_ratio=1.0)
+    assert {learning_rate_factor(step, settings, 50) for step in range(2, 80)} == {1.0}
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Embedding(5, 4)
+        self.body = torch.nn.Linear(4, 4)
+        self.out = torch.nn.Linear(4, 5, bias=False)
+        self.out.weight = self.rows.weight
+        self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_every_trainable_parameter_exactly_once_and_embedding_rows_do_not_decay():
+    model = Tied()
+    optimizer = build_optimizer(model, [model.rows.weight], OptimizerSettings(weight_decay=0.1))
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted({id(p) for p in model.parameters() if p.requires_grad})
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(model.rows.weight)] == 0.0
+    assert decay[id(model.body.weight)] == decay[id(model.body.bias)] == 0.1
+    assert optimizer.defaults["betas"] == (0.9, 0.95)
+
+
+def test_first_step_has_learning_rate_zero():
+    model = torch.nn.Linear(2, 2)
+    settings = OptimizerSettings(lr=1.0, warmup_steps=2)
+    optimizer = build_optimizer(model, [], settings)
+    schedule = build_schedule(optimizer, settings, max_steps=10)
+    before = model.weight.detach().clone()
+    rates = []
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+        if len(rates) == 1:
+            assert torch.equal(model.weight, before)
+    assert rates == [0.0, 0.5, 1.0]
+    assert not torch.equal(model.weight, before)
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ValueError, match="nothing trains"):
+        parameter_groups(torch.nn.Linear(2, 2).requires_grad_(False), [], 0.0)
