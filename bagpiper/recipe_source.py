@@ -190,17 +190,17 @@ def _parse(source: Source) -> None:
             return
         _walk(node, (), source)
         # An interpolation is a fault already; defused here so that the rest of the recipe can still be checked.
-        tree = OmegaConf.to_container(OmegaConf.create(source.text.replace(INTERPOLATION, "$ {")))
+        source.tree = _plain(OmegaConf.create(source.text.replace(INTERPOLATION, "$ {")))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         source.origins[()] = Origin(line)
         source.faults.append(Fault((), f"not YAML: {error.problem}"))
-        return
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         source.faults.append(Fault((), f"not YAML: {error}"))
-        return
-    assert isinstance(tree, dict)
-    source.tree = tree
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config)
 
 
 def _walk(node: yaml.Node, keys: Keys, source: Source) -> None:
@@ -238,7 +238,7 @@ def _override(source: Source, override: str) -> None:
         source.faults.append(_interpolation(keys))
         return
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index]
+        value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         problem = getattr(error, "problem", None) or error
         source.faults.append(Fault((), f"the value is not YAML: {problem}", override))

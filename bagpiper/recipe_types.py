@@ -54,9 +54,8 @@ class Reader:
         for key in value:
             if key not in types:
                 self.faults.append(Fault((*keys, key), _unknown_key(cls, key)))
-        known: dict[str, Any] = {}
-        for spec in dataclasses.fields(cls):
-            known[spec.name] = self._field(cls, spec, types[spec.name], value, keys)
+        specs = dataclasses.fields(cls)
+        known = {spec.name: self._field(cls, spec, types[spec.name], value, keys) for spec in specs}
         try:
             return cls(**known)
         except ValueError as error:  # the config's own __post_init__

@@ -69,14 +69,14 @@ class ProgressReport(Callback):
             self._bar.update(self._task, completed=trainer.global_step)
 
     def write(self, row: Row) -> None:
-        """Show a row."""
+        """Show a row of losses."""
         text = describe(row)
         if self._bar is not None and row.split == "train":
             self._bar.update(self._task, row=text)
         elif row.split == "train":
             eta = _clock_time(self._remaining(row.step))
             self.console.print(f"step {row.step}/{self._max_steps}  {text}  ETA {eta}", highlight=False, soft_wrap=True)
-        else:
+        elif row.split == "valid":
             self.console.print(f"step {row.step}  {row.split}: {text}", highlight=False, soft_wrap=True)
 
     def flush(self) -> None:

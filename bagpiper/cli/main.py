@@ -19,19 +19,19 @@ from bagpiper.errors import UserError
 _VERB_FILES = ("recipes", "train", "use", "data", "convert")
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 USER_ERROR = 2
+_HELP = "Audio-language models that hear and speak through rich captions."
 
 
 def build_app() -> typer.Typer:
     """The command line with every verb."""
     app = typer.Typer(
-        help="Audio-language models that hear and speak through rich captions.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # help in colour would cost 0.1 s of imports, as much as all the rest
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_options)
+    app.callback(help=_HELP)(_options)
     for name in _VERB_FILES:
         module = f"bagpiper.cli.{name}"
         if find_spec(module) is not None:
@@ -56,12 +56,18 @@ def _refuse(message: str) -> None:
     sys.exit(USER_ERROR)
 
 
-def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Options before the verb."""
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -37,12 +38,14 @@ class CodecConfig:
 
 @dataclass
 class RvqConfig(CodecConfig):
-    """The offline codec: residual vector quantisation of stacked log-mel frames, Griffin-Lim phase.
+    """The offline codec: log-mel spectra in vector-quantised form, phases by Griffin-Lim.
+
+    Codebook 0 holds how the level moves within a frame, the others the spectrum, coarse to fine.
 
     Attributes:
         path: fitted codec (safetensors); null fits one to the run's own audio before training.
         num_mels: mel bands.
-        window, mel_hop: of the STFT, in samples; ``hop`` is a multiple of ``mel_hop``, so many frames are stacked.
+        window, mel_hop: of the STFT, in samples; ``hop`` is a multiple of ``mel_hop``, so many spectra are stacked.
         fit_seconds: audio that codebooks are fitted to.
         griffin_lim: iterations of phase estimation.
     """
@@ -52,7 +55,30 @@ class RvqConfig(CodecConfig):
     window: int = 1024
     mel_hop: int = 160
     fit_seconds: float = 1800.0
-    griffin_lim: int = 32
+    griffin_lim: int = 12
+
+    def __post_init__(self) -> None:
+        if self.mel_hop < 1 or self.hop < 1 or self.hop % self.mel_hop:
+            raise ValueError(f"codec rvq: hop must be a multiple of mel_hop ({self.mel_hop}), got {self.hop}")
+        if self.window % 2 or self.window < 2 * self.mel_hop:
+            raise ValueError(
+                f"codec rvq: window must be even and at least two mel_hop ({2 * self.mel_hop}), got {self.window}"
+            )
+        if self.num_codebooks < 2:
+            raise ValueError(
+                f"codec rvq: num_codebooks must be at least 2 (level, then spectrum), got {self.num_codebooks}"
+            )
+        if self.griffin_lim < 0:
+            raise ValueError(f"codec rvq: griffin_lim must not be negative, got {self.griffin_lim}")
+
+    @property
+    def stack(self) -> int:
+        """Spectra per frame."""
+        return self.hop // self.mel_hop
+
+
+ENCODEC_BOOKS = (2, 4, 8, 16, 32)
+"""Codebooks that EnCodec 24 kHz was trained to work with: 1.5, 3, 6, 12 and 24 kbit/s at 75 frames per second."""
 
 
 @dataclass
@@ -60,7 +86,8 @@ class EncodecConfig(CodecConfig):
     """EnCodec 24 kHz (arXiv:2210.13438) through transformers; equals the ``encodec`` package exactly.
 
     Attributes:
-        source: hub name or folder; or a ``.th`` file of Meta's; null builds random weights (tests).
+        source: hub name or folder; or a ``.th`` file of Meta's; null builds random weights.
+        config: fields of transformers' EncodecConfig, for random weights or a ``.th`` file; null is the 24 kHz model.
     """
 
     source: str | None = "facebook/encodec_24khz"
@@ -68,3 +95,11 @@ class EncodecConfig(CodecConfig):
     hop: int = 320
     num_codebooks: int = 8
     codebook_size: int = 1024
+    config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_codebooks not in ENCODEC_BOOKS:
+            raise ValueError(
+                f"codec encodec: num_codebooks must be one of {', '.join(map(str, ENCODEC_BOOKS))}, "
+                f"got {self.num_codebooks}"
+            )

@@ -26,9 +26,6 @@ from bagpiper.encoders.configs import EncoderConfig
 from bagpiper.errors import UserError
 from bagpiper.settings import DataSettings
 
-_PREFETCH = 2
-"""Packs that wait ready for the training step, beside those that the workers are laying out."""
-
 _VALID_SEED = 0
 """Validation packs are the same in every run, whatever its seed."""
 
@@ -285,14 +282,22 @@ def _mapped(function: Callable[[int], Batch], indices: range, workers: int) -> I
     # torchdata's workers call torch.set_num_threads(1), which is also what a thread that has not computed yet will
     # start with: settle this thread's number first
     torch.get_num_threads()
-    source = torchdata.nodes.IterableWrapper(indices)
-    mapper = torchdata.nodes.ParallelMapper(
-        source, attempt, num_workers=workers, in_order=True, method="thread", snapshot_frequency=0
+    # works up to 2 * workers packs ahead; a Prefetcher around it would make its threads end in one of themselves
+    node = torchdata.nodes.ParallelMapper(
+        torchdata.nodes.IterableWrapper(indices),
+        attempt,
+        num_workers=workers,
+        in_order=True,
+        method="thread",
+        snapshot_frequency=0,
     )
-    for item in torchdata.nodes.Prefetcher(mapper, prefetch_factor=_PREFETCH, snapshot_frequency=0):
-        if isinstance(item, _Failure):
-            raise item.error
-        yield item
+    try:
+        for item in node:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        del node  # ends the threads here and now, whatever an exception's traceback holds on to
 
 
 def _without_weight(batch: Batch) -> Batch:

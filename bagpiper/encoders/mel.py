@@ -97,7 +97,7 @@ class TransformerLayer(nn.Module):
         mixed = []
         # one call per clip: a dense mask costs more, and lets a NaN cross (a weight of zero times NaN is NaN)
         for clip in qkv.split(lengths):
-            parts = clip.view(len(clip), 3, self.heads, -1).permute(1, 2, 0, 3)
+            parts = clip.view(len(clip), 3, self.heads, self.mix.in_features // self.heads).permute(1, 2, 0, 3)
             attended = F.scaled_dot_product_attention(parts[0][None], parts[1][None], parts[2][None], dropout_p=dropout)
             mixed.append(attended[0].transpose(0, 1).flatten(1))
         return torch.cat(mixed)

@@ -40,12 +40,13 @@ class WhisperEncoder(Encoder):
     window: torch.Tensor
     filterbank: torch.Tensor
     positions: torch.Tensor
+    encoder: Any
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as HfWhisperEncoder
 
-        encoder = _load(config.source) if config.source else HfWhisperEncoder(_hf_config(config.config or {}))
+        encoder: Any = _load(config.source) if config.source else HfWhisperEncoder(_hf_config(config.config or {}))
         if encoder.config.d_model != config.output_width:
             raise ValueError(
                 f"encoder whisper: states of {config.source or 'this config'} have width {encoder.config.d_model}, "
@@ -133,7 +134,7 @@ def _hf_config(fields: dict[str, Any]) -> Any:
     return config
 
 
-def _load(source: str) -> torch.nn.Module:
+def _load(source: str) -> Any:
     """The encoder of a Whisper checkpoint, float32; the decoder is dropped."""
     from transformers import WhisperModel
 

@@ -73,6 +73,12 @@ class Answer:
         """Its text segments, joined."""
         return "\n".join(segment.text for segment in self.segments if segment.text is not None)
 
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """Its audio segments, one after another, float32 ``[N]`` at the codec's sample rate."""
+        parts = [segment.samples for segment in self.segments if segment.samples is not None]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -136,6 +142,19 @@ def generate(
                 full = replace(conversation, messages=conversation.messages + messages)
                 answers.append(Answer(full, tuple(parts)))
     return answers
+
+
+def rows_for(model: Bagpiper, seconds: float) -> int:
+    """Rows of an audio segment that lasts ``seconds``.
+
+    Raises:
+        UserError: that is less than one frame.
+    """
+    codec = model.settings.codec
+    frames = codec.num_frames(int(seconds * codec.sample_rate))
+    if frames < 1:
+        raise UserError(f"{seconds:g} s is shorter than one frame ({codec.hop / codec.sample_rate:g} s); allow more")
+    return int(model.template.pattern.rows(frames, codec.num_codebooks))
 
 
 def _check(
@@ -291,8 +310,9 @@ class _Decoder:
         scores = self.model.logits(group.hidden)[:, 0]
         is_audio = (scores[:, AUDIO] > scores[:, TEXT]).tolist()
         parts: list[tuple[Modality, _Group]] = []
-        for modality, wanted in (("text", False), ("audio", True)):
-            places = [place for place, choice in enumerate(is_audio) if choice == wanted]
+        modalities: tuple[Modality, Modality] = ("text", "audio")
+        for modality in modalities:
+            places = [place for place, choice in enumerate(is_audio) if choice == (modality == "audio")]
             if len(places) == len(is_audio):
                 return [(modality, group)]
             if places:
@@ -465,8 +485,8 @@ def _finish(model: Bagpiper, drawn: list[list[_Drawn]]) -> list[list[Segment]]:
             segments[number].append(segment)
     if spoken:
         device = next(model.llm.parameters()).device
-        codes = [torch.from_numpy(np.ascontiguousarray(segments[n][i].codes)).to(device) for n, i in spoken]
-        for (n, i), wave in zip(spoken, model.codec.decode(codes), strict=True):
+        clips = [torch.from_numpy(np.ascontiguousarray(segments[n][i].codes)).to(device) for n, i in spoken]
+        for (n, i), wave in zip(spoken, model.codec.decode(clips), strict=True):
             segments[n][i] = replace(segments[n][i], samples=wave.float().cpu().numpy())
     return segments
 

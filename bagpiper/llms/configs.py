@@ -16,6 +16,10 @@ class TokenizerConfig:
 
     vocab_size: int = 1024
 
+    def __post_init__(self) -> None:
+        if self.vocab_size < 256:
+            raise ValueError(f"llm.tokenizer.vocab_size must be at least 256, the bytes; got {self.vocab_size}")
+
 
 @dataclass
 class HfConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bagpiper.batch import Spans
 from bagpiper.component import Component
@@ -125,12 +127,9 @@ class HfBackbone(Component):
 
     def gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute the layers in the backward pass instead of keeping their activations."""
-        model = self.model
-        if not enable:
-            # transformers 5.18 renamed gradient_checkpointing_* to activation_checkpointing_*
-            getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
-            return
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
+        # Not transformers' public switch: between 5.14 and 5.23 it changed its name, and it looks for the token
+        # embedding that is gone here.
+        self.model._set_gradient_checkpointing(enable, partial(checkpoint, use_reentrant=False))
 
     def portable_config(self) -> HfConfig:
         """See ``Component.portable_config``; ``vocab_size`` is the caller's to keep (``text_size``)."""
@@ -153,7 +152,9 @@ class HfBackbone(Component):
                     self.model._init_weights(module)
             for name, buffer in buffers.items():
                 if not buffer.is_floating_point() or bool(buffer.isnan().any()):
-                    raise ValueError(f"llm '{self.name}': cannot recompute the buffer {owner}.{name}; choose another LLM")
+                    raise ValueError(
+                        f"llm '{self.name}': cannot recompute the buffer {owner}.{name}; choose another LLM"
+                    )
 
 
 def _without_weights(config: Any) -> Any:

@@ -14,9 +14,7 @@ ADAPTER = "default"
 ALL_LINEAR = "all-linear"
 
 
-def add_lora(
-    backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: torch.dtype = torch.float32
-) -> list[str]:
+def add_lora(backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: torch.dtype = torch.float32) -> list[str]:
     """Freeze the backbone and put low-rank adaptors beside its linear layers; at first they change nothing.
 
     The layers are replaced inside the backbone (no wrapper): their weights move to ``...base_layer.weight``.
@@ -45,7 +43,7 @@ def add_lora(
     inject_adapter_in_model(
         LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # declared int; only alpha / rank is used
             lora_dropout=settings.dropout,
             target_modules=targets,
             bias="none",
@@ -58,16 +56,17 @@ def add_lora(
 
 def merge_lora(backbone: HfBackbone) -> None:
     """Add the adaptors to the weights and remove them; quantised layers become ordinary float32 layers again."""
+    from bagpiper.llms.nf4 import Nf4Linear
+
     for name, layer in _lora_layers(backbone).items():
         base = layer.get_base_layer()
+        merged = base.to_linear() if isinstance(base, Nf4Linear) else base
         with torch.no_grad():
-            merged = _as_linear(base)
             merged.weight += layer.get_delta_weight(ADAPTER).to(merged.weight)
         backbone.model.set_submodule(name, merged)
     for name, module in list(backbone.model.named_modules()):
-        if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
-            continue
-        backbone.model.set_submodule(name, _as_linear(module))
+        if isinstance(module, Nf4Linear):
+            backbone.model.set_submodule(name, module.to_linear())
 
 
 def quantize_nf4(backbone: HfBackbone, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -77,16 +76,6 @@ def quantize_nf4(backbone: HfBackbone, compute_dtype: torch.dtype = torch.float3
     for name, module in list(backbone.model.named_modules()):
         if type(module) is nn.Linear:
             backbone.model.set_submodule(name, Nf4Linear.from_linear(module, compute_dtype))
-
-
-def _as_linear(base: nn.Module) -> nn.Linear:
-    """An ordinary layer with the weights of ``base``, which may be quantised."""
-    from bagpiper.llms.nf4 import Nf4Linear
-
-    if isinstance(base, Nf4Linear):
-        return base.to_linear()
-    assert isinstance(base, nn.Linear)
-    return base
 
 
 def _lora_layers(backbone: HfBackbone) -> dict[str, Any]:

@@ -60,8 +60,14 @@ class Nf4Linear(Linear4bit):
         return destination["weight"], destination["weight.absmax"]
 
     def _set_float_weight(self, weight: torch.Tensor) -> None:
-        options = {"compress_statistics": False, "quant_type": QUANT_TYPE, "blocksize": BLOCK_SIZE, "module": self}
-        parameter = Params4bit(weight.float(), requires_grad=False, **options)
+        parameter: Any = Params4bit(
+            weight.float(),
+            requires_grad=False,
+            blocksize=BLOCK_SIZE,
+            compress_statistics=False,
+            quant_type=QUANT_TYPE,
+            module=self,
+        )
         self.weight = parameter if weight.is_meta else parameter.to(weight.device)
 
     def _set_packed_weight(self, packed: torch.Tensor, absmax: torch.Tensor) -> None:
@@ -102,12 +108,13 @@ class Nf4Linear(Linear4bit):
         elif absmax is None:
             self._set_float_weight(weight.detach().to(device or weight.device))
         else:
-            self._set_packed_weight(*(tensor.detach().to(device or tensor.device).clone() for tensor in (weight, absmax)))
-        if self.bias is None:
-            return
-        if prefix + "bias" in state_dict:
-            self.bias.data.copy_(state_dict[prefix + "bias"])
-        elif strict:
+            self._set_packed_weight(
+                *(tensor.detach().to(device or tensor.device).clone() for tensor in (weight, absmax))
+            )
+        bias: torch.Tensor | None = self.bias
+        if bias is not None and prefix + "bias" in state_dict:
+            bias.data.copy_(state_dict[prefix + "bias"])
+        elif bias is not None:
             missing_keys.append(prefix + "bias")
 
 

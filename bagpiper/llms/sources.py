@@ -123,9 +123,8 @@ def config_from_fields(fields: Mapping[str, Any], vocab_size: int) -> Any:
 
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CAUSAL_LMS:
-        raise ValueError(
-            f"llm.config.model_type: {model_type!r} is not a causal LM of transformers{_nearest(model_type, CAUSAL_LMS)}"
-        )
+        near = _nearest(model_type, CAUSAL_LMS)
+        raise ValueError(f"llm.config.model_type: {model_type!r} is not a causal LM of transformers{near}")
     given = {key: value for key, value in fields.items() if key not in ("model_type", "vocab_size")}
     plain = AutoConfig.for_model(model_type)
     allowed = set(plain.to_dict()) | set(plain.attribute_map) | {"rope_theta", "rope_scaling"}
@@ -153,7 +152,5 @@ def fields_of(config: Any) -> dict[str, Any]:
 
     left_out = {*PreTrainedConfig().to_dict(), "quantization_config", "vocab_size", "use_cache"}
     left_out -= {"tie_word_embeddings"}
-    fields = {
-        key: value for key, value in config.to_dict().items() if key not in left_out and not key.startswith("_")
-    }
+    fields = {key: value for key, value in config.to_dict().items() if key not in left_out and not key.startswith("_")}
     return {"model_type": config.model_type, **fields}

@@ -85,7 +85,8 @@ class TextTokenizer:
         return "".join(pieces)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` into a folder."""
+        """Write ``tokenizer.json`` into a folder, which is made if it is missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, FILE_NAME).write_text(self._json, encoding="utf-8")
 
     @classmethod

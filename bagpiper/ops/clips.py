@@ -1,7 +1,7 @@
 """Clips of different lengths through one matrix product.
 
-Frames of all clips are laid end to end without padding between them, so nothing is computed for padding, and since every
-row of a matrix product depends on its own row of the input alone, a clip (or a NaN in it) never reaches another one.
+Frames of all clips are laid end to end without padding between them, so nothing is computed for padding, and since
+every row of a matrix product depends on its own row of the input alone, a clip (or a NaN in it) never reaches another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def split_clips(rows: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor
     return list(rows.split(list(lengths)))
 
 
-def strided_windows(clips: Sequence[torch.Tensor], kernel: int, stride: int, left: int) -> tuple[torch.Tensor, list[int]]:
+def strided_windows(
+    clips: Sequence[torch.Tensor], kernel: int, stride: int, left: int
+) -> tuple[torch.Tensor, list[int]]:
     """The input rows of a strided convolution over each clip, for one matrix product over all of them.
 
     A clip of F frames gives ``ceil(F / stride)`` windows; zeros stand before its start (``left`` of them) and after

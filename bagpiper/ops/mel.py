@@ -7,16 +7,22 @@ from typing import Literal
 
 import torch
 
-MelScale = Literal["slaney", "htk"]
+MelScale = Literal["slaney", "htk", "asinh"]
 
 _SLANEY_HZ_PER_MEL = 200.0 / 3.0
 _SLANEY_BREAK_HZ = 1000.0
 _SLANEY_BREAK_MEL = _SLANEY_BREAK_HZ / _SLANEY_HZ_PER_MEL
 _SLANEY_LOG_STEP = math.log(6.4) / 27.0
+_ASINH_BREAK_HZ = 450.0
 
 
 def hz_to_mel(hz: torch.Tensor, scale: MelScale) -> torch.Tensor:
-    """Hertz -> mel: Slaney's Auditory Toolbox (linear to 1 kHz, then logarithmic) or HTK's 2595 log10(1 + f / 700)."""
+    """Hertz -> mel: Slaney's Auditory Toolbox (linear to 1 kHz, then logarithmic), HTK's 2595 log10(1 + f / 700).
+
+    ``asinh`` is arcsinh(f / 450): close to HTK's at the top, and half as wide bands below 1 kHz (codecs use it).
+    """
+    if scale == "asinh":
+        return torch.asinh(hz / _ASINH_BREAK_HZ)
     if scale == "htk":
         return 2595.0 * torch.log10(1.0 + hz / 700.0)
     log_part = _SLANEY_BREAK_MEL + torch.log(hz.clamp(min=_SLANEY_BREAK_HZ) / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP
@@ -25,6 +31,8 @@ def hz_to_mel(hz: torch.Tensor, scale: MelScale) -> torch.Tensor:
 
 def mel_to_hz(mel: torch.Tensor, scale: MelScale) -> torch.Tensor:
     """The inverse of ``hz_to_mel``."""
+    if scale == "asinh":
+        return _ASINH_BREAK_HZ * torch.sinh(mel)
     if scale == "htk":
         return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
     log_part = _SLANEY_BREAK_HZ * torch.exp(_SLANEY_LOG_STEP * (mel - _SLANEY_BREAK_MEL))

@@ -28,7 +28,7 @@ def build_model(recipe: Recipe, tokenizer: TextTokenizer, codec: Component) -> B
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "init"))
-        model = Bagpiper.build(recipe.model, tokenizer, codec)
+        model = Bagpiper.build(recipe.model, tokenizer, codec=codec)
         if recipe.stage.lora is not None:
             add_lora(model.llm, recipe.stage.lora)
     return model

@@ -178,7 +178,7 @@ def _assemble(
         gradient_clip_algorithm="norm",
         # the training stream has no end and no epochs, so validations are counted in micro-batches
         check_val_every_n_epoch=None,
-        val_check_interval=validates * settings.accumulate if validates else 1.0,
+        val_check_interval=max(1, validates * settings.accumulate),
         limit_val_batches=(-(-settings.validate_packs // world) or 1.0) if validates else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -254,9 +254,14 @@ def _fit(
 ) -> Finished:
     status = "FAILED"
     try:
-        parts.metrics.write(Row(start.step if start else 0, "data", _without_split(data.ledger.as_metrics())))
+        counts = data.ledger.as_metrics()
+        if start is None:
+            parts.metrics.write(Row(0, "data", _without_split(counts)))
         if start is None or start.step < recipe.trainer.max_steps:
             trainer.fit(model, datamodule=data, ckpt_path=start.state if start else None, weights_only=True)
+        if data.ledger.as_metrics() != counts:  # examples were lost while training
+            parts.metrics.write(Row(recipe.trainer.max_steps, "data", _without_split(data.ledger.as_metrics())))
+            console.print(data.ledger.summary(), highlight=False, soft_wrap=True)
         heard = []
         if trainer.is_global_zero:
             publish(list_checkpoints(folder)[-1], folder / "model")
@@ -306,6 +311,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -63,6 +63,10 @@ PACKAGES = (
 _SECRET = re.compile(r"(^|[._-])(token|secret|password|passwd|key|credentials?)$", re.IGNORECASE)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO)
+
+
 def check_new(folder: Path, recipe: Recipe) -> None:
     """Check that a new run may write here. A run of this recipe that never reached a checkpoint may start again.
 
@@ -204,18 +208,20 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn errors of the file system into messages with a way out.
 
     Raises:
-        UserError: instead of OSError.
+        UserError: instead of an OSError that a user can mend.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             complete = list_checkpoints(folder)
             kept = f"; the last complete checkpoint is {complete[-1].folder}" if complete else ""
             raise UserError(
                 f"{folder}: no space left on the disk{kept}. Free some space"
                 + (f", then `bagpiper train --resume {folder}`." if complete else " or choose another run_dir.")
             ) from error
+        if error.errno not in _UNWRITABLE:
+            raise
         raise UserError(
             f"{folder}: cannot be written to ({error.strerror or error}). Choose another folder with run_dir=..."
         ) from error

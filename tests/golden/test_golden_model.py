@@ -80,8 +80,8 @@ class OfficialModel(Official):
 
 
 @pytest.fixture(scope="module")
-def official(golden_folder):
-    return OfficialModel(golden_folder)
+def official(golden):
+    return OfficialModel(golden)
 
 
 def error(ours, golden):

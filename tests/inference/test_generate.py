@@ -138,7 +138,9 @@ def test_batches_of_any_size_give_the_same_answers(model: Bagpiper, requests: li
     settings = decode_settings(1.0, cfg=2.0)
     whole = generate(model, requests, settings, seeds=range(5), plan=["audio"])
     for size in (1, 2, 3):
-        parts = generate(model, requests, dataclasses.replace(settings, batch_size=size), seeds=range(5), plan=["audio"])
+        parts = generate(
+            model, requests, dataclasses.replace(settings, batch_size=size), seeds=range(5), plan=["audio"]
+        )
         assert [a.segments[0].rows.tolist() for a in parts] == [a.segments[0].rows.tolist() for a in whole]
 
 
@@ -147,15 +149,15 @@ def test_conversations_that_end_leave_the_batch(
 ) -> None:
     """The batch shrinks, and the rest of it goes on as if nothing had happened."""
     settings = decode_settings(1.0, cfg=3.0, batch_size=30)
-    settings.audio.max_rows = 40
-    bias(model, monkeypatch, {model.vocabulary.audio_pad(0): -1.0})  # which would close a clip
+    settings.audio.max_rows = 80
+    bias(model, monkeypatch, {model.vocabulary.audio_pad(0): -3.0})  # which would close a clip
     many = [requests[number % 5] for number in range(20)]
     sizes: list[int] = []
     plain = model.extend
     monkeypatch.setattr(model, "extend", lambda cache, *rest: sizes.append(len(cache)) or plain(cache, *rest))
     answers = generate(model, many, settings, seeds=range(20), plan=["audio"])
     lengths = [len(answer.segments[0].rows) for answer in answers]
-    assert min(lengths) < max(lengths) / 3
+    assert min(lengths) < max(lengths) / 2
     assert max(sizes) == 40  # two branches
     assert sizes[-1] <= 10
     for number in np.argsort(lengths)[-4:]:
@@ -183,7 +185,14 @@ def test_cached_decoding_equals_the_whole_forward_pass(build_model: Build, patte
     answer = generate(model, [request], settings, seeds=[0], plan=["text", "audio"], on_step=watch)[0]
     text, audio = answer.segments
     rows = np.concatenate(
-        [sequence(model, request), control(model, TEXT), text.rows, control(model, ASSISTANT), control(model, AUDIO), audio.rows]
+        [
+            sequence(model, request),
+            control(model, TEXT),
+            text.rows,
+            control(model, ASSISTANT),
+            control(model, AUDIO),
+            audio.rows,
+        ]
     )
     expected = full_logits(model, rows)
     first_text = len(sequence(model, request)) + 1
@@ -234,8 +243,8 @@ def test_the_conditional_cache_alone_survives_guidance(model: Bagpiper) -> None:
     watch = Watch()
     answer = generate(model, [request], settings, seeds=[2], plan=["audio", "text"], on_step=watch)[0]
     audio, text = answer.segments
-    rows = [sequence(model, request), control(model, AUDIO), audio.rows, control(model, ASSISTANT), control(model, TEXT)]
-    before = np.concatenate(rows)
+    said = np.concatenate([control(model, AUDIO), audio.rows])
+    before = np.concatenate([sequence(model, request), said, control(model, ASSISTANT), control(model, TEXT)])
     expected = full_logits(model, np.concatenate([before, text.rows]))
     for step in (step for step in watch.steps if step.segment == 1):
         check_logits(step, 0, expected[len(before) + step.row - 1])

@@ -1,0 +1,223 @@
+"""The Python API, with the names of the verbs: ``describe``, ``render``, ``ask``, ``evaluate``, ``train``, ``load``.
+
+The functions load the model each time; ``load`` keeps it::
+
+    piper = bagpiper.load("runs/quickstart")
+    caption = piper.describe("clip.wav")
+    samples, sample_rate = piper.render(caption)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bagpiper.conversation import Clip, Conversation, Message, Modality
+from bagpiper.errors import UserError
+from bagpiper.inference.device import choose_device
+from bagpiper.inference.generate import Answer, generate, rows_for
+from bagpiper.model_folder import find_model, generation_of, load_model, read_config
+from bagpiper.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from bagpiper.model import Bagpiper
+
+Sound: TypeAlias = tuple[NDArray[np.float32], int]
+"""Samples ``[N]`` and their rate in Hz."""
+ClipLike: TypeAlias = str | Path | Sound | Clip
+"""A file, samples with their rate, or a clip of a conversation."""
+
+SEED = 42
+"""The official seed; it is the same for every answer, so an answer does not depend on how many others are asked for."""
+
+
+class Pipeline:
+    """A loaded model.
+
+    Attributes:
+        model: the model.
+        generation: how it is sampled; what the methods are given wins.
+        stage: what it was trained for last; ``sft`` models write a caption before they make a sound.
+    """
+
+    def __init__(self, model: Bagpiper, generation: GenerationSettings, stage: str = "pretrain") -> None:
+        self.model = model
+        self.generation = generation
+        self.stage = stage
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the sounds that the model makes, in Hz."""
+        return int(self.model.settings.codec.sample_rate)
+
+    @overload
+    def describe(self, clip: ClipLike, **options: Any) -> str: ...
+
+    @overload
+    def describe(self, clip: list[ClipLike], **options: Any) -> list[str]: ...
+
+    def describe(self, clip: ClipLike | list[ClipLike], **options: Any) -> str | list[str]:
+        """Write what is heard.
+
+        Args:
+            clip: one clip, or a list of clips that are heard together.
+            options: ``temperature``, ``top_k``, ``cfg``, ``max_rows``, ``seed``.
+
+        Returns:
+            a caption, or one for each clip.
+
+        Raises:
+            UserError: a clip cannot be used.
+        """
+        clips = clip if isinstance(clip, list) else [clip]
+        requests = [(Message("user", "audio", as_clip(item)),) for item in clips]
+        texts = [answer.text for answer in self.answer(requests, ["text"], **options)]
+        return texts if isinstance(clip, list) else texts[0]
+
+    @overload
+    def render(self, caption: str, **options: Any) -> Sound: ...
+
+    @overload
+    def render(self, caption: list[str], **options: Any) -> list[Sound]: ...
+
+    def render(self, caption: str | list[str], **options: Any) -> Sound | list[Sound]:
+        """Make the sound that a caption (or, for ``sft`` models, a request) tells of.
+
+        Args:
+            caption: one text, or a list of texts that are rendered together.
+            options: ``temperature``, ``top_k``, ``cfg``, ``max_rows``, ``max_seconds``, ``seed``; ``think``: whether
+                text comes before the sound, by default for ``sft`` models only.
+
+        Returns:
+            samples float32 ``[N]`` and their rate in Hz, or one such pair for each text.
+        """
+        captions = caption if isinstance(caption, list) else [caption]
+        think = options.pop("think", None)
+        if think is None:
+            think = self.stage == "sft"
+        requests = [(Message("user", "text", item),) for item in captions]
+        answers = self.answer(requests, ["text", "audio"] if think else ["audio"], **options)
+        sounds = [(answer.samples, self.sample_rate) for answer in answers]
+        return sounds if isinstance(caption, list) else sounds[0]
+
+    def ask(self, clip: ClipLike, question: str, **options: Any) -> str:
+        """Answer a question about a clip.
+
+        Args:
+            clip: the clip.
+            question: the question.
+            options: as for ``describe``.
+        """
+        request = (Message("user", "audio", as_clip(clip)), Message("user", "text", question))
+        return self.answer([request], ["text"], **options)[0].text
+
+    def answer(
+        self,
+        requests: Sequence[Sequence[Message]],
+        plan: Sequence[Modality] | None = None,
+        *,
+        seed: int = SEED,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answer any conversations, with everything that is known about the answers.
+
+        Args:
+            requests: the messages of each.
+            plan: modalities of the answers' segments; without one the model chooses.
+            seed: of every answer.
+            options: ``temperature``, ``top_k``, ``cfg``, ``max_rows``, ``max_seconds`` of the plan's last modality
+                (``max_seconds`` for audio only).
+        """
+        settings = self._settings(plan[-1] if plan else None, options)
+        conversations = [Conversation(f"request {n}", tuple(messages)) for n, messages in enumerate(requests, start=1)]
+        return generate(self.model, conversations, settings, seeds=[seed] * len(conversations), plan=plan)
+
+    def _settings(self, modality: Modality | None, options: dict[str, Any]) -> GenerationSettings:
+        given = {name: value for name, value in options.items() if value is not None}
+        if not given:
+            return self.generation
+        allowed = ["temperature", "top_k", "cfg", "max_rows", *(["max_seconds"] if modality == "audio" else [])]
+        unknown = sorted(set(given) - set(allowed))
+        if unknown or modality is None:
+            raise UserError(f"unknown option {', '.join(unknown or given)}; allowed: {', '.join(allowed)}, seed")
+        if "max_seconds" in given:
+            given["max_rows"] = rows_for(self.model, given.pop("max_seconds"))
+        if modality == "text":
+            return replace(self.generation, text=replace(self.generation.text, **given))
+        return replace(self.generation, audio=replace(self.generation.audio, **given))
+
+
+def as_clip(clip: ClipLike) -> Clip:
+    """A clip of a conversation."""
+    if isinstance(clip, Clip):
+        return clip
+    if isinstance(clip, str | Path):
+        return Clip(path=str(clip))
+    samples, sample_rate = clip
+    return Clip(samples=np.asarray(samples, dtype=np.float32), sample_rate=int(sample_rate))
+
+
+def load(run: str | Path, device: str = "auto") -> Pipeline:
+    """Load a model.
+
+    Args:
+        run: a run folder (its ``model/``, else its newest checkpoint) or a model folder.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: there is no model, or no such device.
+    """
+    chosen = choose_device(device)
+    folder = find_model(Path(run))
+    return Pipeline(load_model(folder, chosen), generation_of(folder), read_config(folder).get("stage", "pretrain"))
+
+
+def describe(run: str | Path, clip: ClipLike, *, device: str = "auto", **options: Any) -> str:
+    """Write what is heard in a clip; see ``Pipeline.describe``."""
+    return load(run, device).describe(clip, **options)
+
+
+def render(run: str | Path, caption: str, *, device: str = "auto", **options: Any) -> Sound:
+    """Make the sound that a caption tells of; see ``Pipeline.render``."""
+    return load(run, device).render(caption, **options)
+
+
+def ask(run: str | Path, clip: ClipLike, question: str, *, device: str = "auto", **options: Any) -> str:
+    """Answer a question about a clip; see ``Pipeline.ask``."""
+    return load(run, device).ask(clip, question, **options)
+
+
+def evaluate(run: str | Path, **options: Any) -> dict[str, Any]:
+    """Measure what a run's model can do, and write ``eval.json``; see ``bagpiper.evaluation.probe.evaluate``."""
+    from bagpiper.evaluation.probe import evaluate as evaluate_run
+
+    return evaluate_run(Path(run), **options)
+
+
+def train(recipe: str | Path, **overrides: Any) -> Path:
+    """Train.
+
+    Args:
+        recipe: a shipped recipe, or a YAML file.
+        overrides: what to change, such as ``run_dir="runs/mine"`` or ``**{"trainer.max_steps": 100}``.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        UserError: something is wrong with recipe, data, folder or device.
+    """
+    from bagpiper.recipe import load_recipe
+    from bagpiper.training.run import run
+
+    loaded = load_recipe(str(recipe), [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()])
+    folder = run(loaded).folder
+    if loaded.eval.at_end:
+        evaluate(folder)
+    return folder

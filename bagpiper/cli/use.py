@@ -1,0 +1,140 @@
+"""Verbs that use a trained model: describe, render, ask, eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bagpiper.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Run = Annotated[Path, typer.Argument(help="A run folder (its final model or newest checkpoint) or a model folder.")]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the most probable; default: as the model says.")]
+TopK = Annotated[int | None, typer.Option(help="Ids kept, 0 for all; default: as the model says.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same answer.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Add the verbs of this file."""
+    for name, verb in (("describe", describe), ("render", render), ("ask", ask), ("eval", evaluate)):
+        app.command(name)(verb)
+
+
+def describe(
+    run: Run,
+    clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per clip and line.")] = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    seed: Seed = 42,
+    device: Device = "auto",
+) -> None:
+    """Write a caption of each clip."""
+    _check_files(clips)
+    from bagpiper.api import load
+
+    texts = load(run, device).describe([*clips], temperature=temperature, top_k=top_k, seed=seed)
+    for clip, text in zip(clips, texts, strict=True):
+        if as_json:
+            typer.echo(json.dumps({"clip": str(clip), "text": text}, ensure_ascii=False))
+        else:
+            typer.echo(text if len(clips) == 1 else f"{clip}: {text}")
+
+
+def render(
+    run: Run,
+    caption: Annotated[str, typer.Argument(help="What the sound is to be.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The sound, .wav or .flac; it must not exist.")],
+    cfg: Annotated[float | None, typer.Option(help="Guidance scale, 1 is off; default: as the model says.")] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest sound; default: as the model says.")] = None,
+    think: Annotated[
+        bool | None, typer.Option("--think/--no-think", help="Text before the sound; default: for sft models.")
+    ] = None,
+    seed: Seed = 42,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Make the sound that a caption tells of."""
+    _check_target(out, force)
+    from bagpiper.api import load
+
+    samples, sample_rate = load(run, device).render(
+        caption, cfg=cfg, temperature=temperature, top_k=top_k, max_seconds=max_seconds, think=think, seed=seed
+    )
+    _write_sound(out, samples, sample_rate)
+
+
+def ask(
+    run: Run,
+    clip: Annotated[Path, typer.Argument(help="An audio file.")],
+    question: Annotated[str, typer.Argument(help="A question about it.")],
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    seed: Seed = 42,
+    device: Device = "auto",
+) -> None:
+    """Answer a question about a clip."""
+    _check_files([clip])
+    from bagpiper.api import load
+
+    typer.echo(load(run, device).ask(clip, question, temperature=temperature, top_k=top_k, seed=seed))
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    clips: Annotated[int | None, typer.Option(min=0, help="Held-out clips per direction, 0 for all.")] = None,
+    cycles: Annotated[int | None, typer.Option(min=0, help="Clips of the cycle figures, 0 for none.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the recipe says.")] = None,
+) -> None:
+    """Measure both directions on held-out clips, print the table and write eval.json."""
+    from bagpiper.evaluation.probe import FILE
+    from bagpiper.evaluation.probe import evaluate as evaluate_run
+
+    evaluate_run(run, clips=clips, cycles=cycles, device=device)
+    typer.echo(f"written to {run / FILE}")
+
+
+def _check_files(clips: list[Path]) -> None:
+    """Before the model is loaded, which takes seconds."""
+    missing = [str(clip) for clip in clips if not clip.is_file()]
+    if missing:
+        raise UserError(f"no such audio file: {', '.join(missing)}")
+
+
+def _check_target(out: Path, force: bool) -> None:
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"{out}: the name must end in {' or '.join(FORMATS)}")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder '{out.parent}'; make it first")
+    if out.is_dir() or (out.exists() and not force):
+        raise UserError(f"{out} exists already; choose another name, or replace it with --force")
+
+
+def _write_sound(out: Path, samples: NDArray[np.float32], sample_rate: int) -> None:
+    """Write 16 bits; samples outside [-1, 1] are clipped and counted."""
+    import io
+
+    import numpy as np
+    import soundfile
+
+    from bagpiper.data.files import write_atomically
+
+    clipped = int((np.abs(samples) > 1.0).sum())
+    buffer = io.BytesIO()
+    soundfile.write(
+        buffer, np.clip(samples, -1.0, 1.0), sample_rate, format=FORMATS[out.suffix.lower()], subtype="PCM_16"
+    )
+    write_atomically(out, buffer.getvalue())
+    note = f", {clipped} samples clipped" if clipped else ""
+    typer.echo(f"{out}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{note}")

@@ -1,0 +1,271 @@
+"""What a model can do, measured: captions by the facts they state, audio by the facts found in its waveform.
+
+The truth is the soundscapes corpus's own list of facts. Nothing is read from codes, and no answer is helped along by
+the right one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from bagpiper.conversation import Clip, Conversation, Message, Modality
+from bagpiper.data.audio import resampled_length
+from bagpiper.data.files import write_atomically
+from bagpiper.errors import UserError
+from bagpiper.evaluation.soundscapes.analyse import analyse_audio
+from bagpiper.evaluation.soundscapes.parse import parse_caption
+from bagpiper.evaluation.soundscapes.score import score_many
+from bagpiper.evaluation.table import DIRECTIONS, probe_table
+from bagpiper.inference.device import choose_device
+from bagpiper.inference.generate import Answer, generate, rows_for
+from bagpiper.model_folder import find_model, generation_of, load_model
+from bagpiper.recipe import load_recipe
+from bagpiper.settings import GenerationSettings
+from bagpiper.training.prepare import corpus_folder, counted
+from bagpiper.training.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from bagpiper.model import Bagpiper
+
+Progress = Callable[[int, int], None]
+"""(done, total) answers."""
+
+FILE = "eval.json"
+LEAST_CLIPS = 2
+"""Chance is measured by pairing every clip with another one."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip of the corpus.
+
+    Attributes:
+        id: its name.
+        clip: its audio.
+        caption: the caption that it was written with.
+        seconds: its length.
+        facts: what is true of it.
+    """
+
+    id: str
+    clip: Clip
+    caption: str
+    seconds: float
+    facts: dict[str, Any]
+
+
+def evaluate(
+    folder: Path,
+    *,
+    clips: int | None = None,
+    cycles: int | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's model on its corpus, print the table and write ``eval.json``.
+
+    Args:
+        folder: the run folder.
+        clips: held-out clips of each direction, 0 for all; None takes the recipe's.
+        cycles: clips of the two cycle figures, 0 leaves them out; None takes the recipe's.
+        device: auto, cpu, cuda or mps; None takes the recipe's.
+        console: where the table is printed; None is the standard output.
+
+    Returns:
+        the content of ``eval.json``.
+
+    Raises:
+        UserError: not a run folder, no model, or no corpus with facts.
+    """
+    console = console or Console()
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml, which tells where the corpus is")
+    recipe = load_recipe(str(folder), ready=False)
+    recipe.run_dir = str(folder)
+    clips = recipe.eval.clips if clips is None else clips
+    cycles = recipe.eval.cycles if cycles is None else cycles
+    corpus = corpus_folder(recipe, folder)
+    read_items(corpus, "test", clips)  # before the model is loaded, which takes longer
+    chosen = choose_device(device or recipe.device)
+    found = find_model(folder)
+    model = load_model(found, chosen)
+    with counted(console, "evaluating") as progress:
+        result = evaluate_soundscapes(
+            model,
+            corpus,
+            clips=clips,
+            cycles=cycles,
+            seed=recipe.seed,
+            generation=generation_of(found),
+            progress=progress,
+        )
+    result["model"] = str(found.relative_to(folder))
+    write_atomically(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
+    console.print(probe_table(result))
+    return result
+
+
+def evaluate_soundscapes(
+    model: Bagpiper,
+    corpus_folder: Path,
+    *,
+    generation: GenerationSettings,
+    split: str = "test",
+    clips: int = 0,
+    cycles: int = 0,
+    seed: int = 42,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a model on a split of a soundscapes corpus.
+
+    Text is decoded greedily, audio as the recipe says. Segments may be as long as the longest clip, or twice the
+    longest caption.
+
+    Args:
+        model: the model.
+        corpus_folder: what ``make_corpus`` wrote.
+        generation: how audio is sampled, and the size of batches.
+        split: train, valid or test.
+        clips: how many, from the first; 0 for all.
+        cycles: how many of them for the cycle figures; 0 leaves these out.
+        seed: of sampling.
+        progress: called after every batch.
+
+    Returns:
+        ``audio_to_caption``, ``caption_to_audio``, ``cycle_audio`` (audio -> caption -> audio) and ``cycle_caption``
+        (caption -> audio -> caption), each with ``value`` (share of facts right), ``chance``, ``score`` = (value -
+        chance) / (1 - chance) and, under ``facts``, the same per kind of fact; the cycles are None if left out. Also
+        what was evaluated: ``split``, ``clips``, ``cycles``, ``seed``.
+
+    Raises:
+        UserError: there is no corpus, or too few clips.
+    """
+    items = read_items(corpus_folder, split, clips)
+    cycled = items[:cycles]
+    if cycled and len(cycled) < LEAST_CLIPS:
+        raise UserError(f"cycles: give 0, or at least {LEAST_CLIPS} clips, so that chance can be measured")
+    asker = _Asker(model, _bounded(model, generation, items), seed, progress, 2 * (len(items) + len(cycled)))
+    truths = [item.facts for item in items]
+    captions = asker.describe("audio_to_caption", items, [item.clip for item in items])
+    sounds = asker.render("caption_to_audio", items, [item.caption for item in items])
+    result: dict[str, Any] = {
+        "audio_to_caption": score_many(truths, [parse_caption(caption) for caption in captions]),
+        "caption_to_audio": score_many(truths, [_measure(sound) for sound in sounds]),
+        "cycle_audio": None,
+        "cycle_caption": None,
+    }
+    if cycled:
+        again = asker.render("cycle_audio", cycled, captions[: len(cycled)])
+        retold = asker.describe("cycle_caption", cycled, sounds[: len(cycled)])
+        truths = truths[: len(cycled)]
+        result["cycle_audio"] = score_many(truths, [_measure(sound) for sound in again])
+        result["cycle_caption"] = score_many(truths, [parse_caption(caption) for caption in retold])
+    assert set(result) == set(DIRECTIONS)
+    return result | {"split": split, "clips": len(items), "cycles": len(cycled), "seed": seed}
+
+
+def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
+    """Clips of a split with their facts.
+
+    Args:
+        corpus_folder: what ``make_corpus`` wrote.
+        split: train, valid or test.
+        clips: how many, from the first; 0 for all.
+
+    Raises:
+        UserError: there is no corpus, or too few clips.
+    """
+    manifest = corpus_folder / f"{split}.jsonl"
+    if not manifest.is_file():
+        raise UserError(
+            f"there is nothing to evaluate on: {manifest} does not exist. The evaluation needs a soundscapes corpus "
+            "(data.soundscapes), because it compares with known facts"
+        )
+    items = []
+    for line in manifest.read_text(encoding="utf-8").splitlines()[: clips or None]:
+        row = json.loads(line)
+        clip = Clip(path=str(corpus_folder / row["audio"]))
+        items.append(Item(row["id"], clip, row["caption"], row["duration"], row["facts"]))
+    if len(items) < LEAST_CLIPS:
+        raise UserError(f"{manifest}: {len(items)} clips to evaluate on, at least {LEAST_CLIPS} are needed for chance")
+    return items
+
+
+def _bounded(model: Bagpiper, generation: GenerationSettings, items: Sequence[Item]) -> GenerationSettings:
+    longest_text = max(len(model.tokenizer.encode(item.caption)) for item in items)
+    longest_audio = rows_for(model, max(item.seconds for item in items))
+    return replace(
+        generation,
+        text=replace(generation.text, temperature=0.0, min_rows=1, max_rows=2 * longest_text),
+        audio=replace(generation.audio, min_rows=1, max_rows=longest_audio),
+        max_segments=None,
+        max_seconds=max(generation.max_seconds, *(item.seconds for item in items)),
+    )
+
+
+def _measure(sound: Clip) -> dict[str, Any]:
+    assert sound.samples is not None
+    assert sound.sample_rate is not None
+    return analyse_audio(sound.samples, sound.sample_rate)
+
+
+class _Asker:
+    """Asks a model about many items, batch by batch."""
+
+    def __init__(
+        self, model: Bagpiper, settings: GenerationSettings, seed: int, progress: Progress | None, total: int
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.seed = seed
+        self.progress = progress
+        self.done, self.total = 0, total
+
+    def describe(self, purpose: str, items: Sequence[Item], clips: Sequence[Clip]) -> list[str]:
+        """Captions of clips; a clip too short to be heard gets an empty one."""
+        captions = [""] * len(items)
+        heard = [number for number, clip in enumerate(clips) if self._can_be_heard(clip)]
+        self._advance(len(items) - len(heard))
+        messages = [Message("user", "audio", clips[number]) for number in heard]
+        chosen = [items[number] for number in heard]
+        for number, answer in zip(heard, self._ask(purpose, chosen, messages, "text"), strict=True):
+            captions[number] = answer.text
+        return captions
+
+    def render(self, purpose: str, items: Sequence[Item], captions: Sequence[str]) -> list[Clip]:
+        """Sounds of captions."""
+        messages = [Message("user", "text", caption) for caption in captions]
+        rate = self.model.settings.codec.sample_rate
+        answers = self._ask(purpose, items, messages, "audio")
+        return [Clip(samples=answer.samples, sample_rate=rate) for answer in answers]
+
+    def _can_be_heard(self, clip: Clip) -> bool:
+        if clip.samples is None:
+            return True
+        assert clip.sample_rate is not None
+        encoder = self.model.settings.encoder
+        return encoder.num_frames(resampled_length(len(clip.samples), clip.sample_rate, encoder.sample_rate)) > 0
+
+    def _ask(
+        self, purpose: str, items: Sequence[Item], messages: Sequence[Message], modality: Modality
+    ) -> Iterator[Answer]:
+        size = self.settings.batch_size
+        for start in range(0, len(items), size):
+            batch = [
+                Conversation(item.id, (message,))
+                for item, message in zip(items[start : start + size], messages[start : start + size], strict=True)
+            ]
+            seeds = [derive_seed(self.seed, "eval", purpose, conversation.id) for conversation in batch]
+            yield from generate(self.model, batch, self.settings, seeds=seeds, plan=[modality])
+            self._advance(len(batch))
+
+    def _advance(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None and count:
+            self.progress(self.done, self.total)

@@ -1,0 +1,198 @@
+"""Manifests: every bad line is named or counted, none is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bagpiper.data import examples as examples_room
+from bagpiper.data.audio import probe_clip
+from bagpiper.data.examples import distinct_clips
+from bagpiper.data.ledger import Ledger
+from bagpiper.errors import UserError
+from bagpiper.settings import SourceSettings
+
+ASSISTANT = {"role": "assistant", "content": "hi"}
+
+BAD_LINES: dict[str, tuple[str, str]] = {
+    "not JSON": ('{"id": 1, "messages": [', "not JSON"),
+    "a list": ("[1, 2]", "must be a JSON object"),
+    "a number": ("7", "must be a JSON object"),
+    "no messages": ('{"id": "x"}', "no 'messages'"),
+    "no message": ('{"messages": []}', "at least one message"),
+    "wrong role": ('{"messages": [{"role": "robot", "content": "hi"}]}', "allowed: system, user, assistant"),
+    "wrong part": ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a part must be"),
+    "wrong loss": ('{"messages": [{"role": "user", "content": "hi", "loss": "yes"}]}', "must be true or false"),
+    "a pair": ('{"audio": "good.wav", "caption": "a tone"}', "bagpiper data import-pairs"),
+    "a row of ESPnet": ('{"messages": [["user", "text", "hi"]]}', "bagpiper data import-dialogues"),
+    "half a surrogate": ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "surrogate"),
+    "deeply nested": ("[" * 100000, "not"),
+    "missing clip": (
+        '{"messages": [{"role": "user", "content": [{"type": "audio", "audio": "gone.wav"}]}]}',
+        "gone.wav: no such file",
+    ),
+    "no path": ('{"messages": [{"role": "user", "content": [{"type": "audio", "audio": ""}]}]}', "this is a folder"),
+    "bad clip": (
+        '{"messages": [{"role": "user", "content": [{"type": "audio", "audio": "text.wav"}]}]}',
+        "not an audio file",
+    ),
+    "repeated id": ('{"id": "first", "messages": [{"role": "assistant", "content": "hi"}]}', "was used in line 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_bad_line_is_named_by_file_and_line(case: str, folder: Any) -> None:
+    line, words = BAD_LINES[case]
+    folder.clip("good.wav")
+    (folder.path / "text.wav").write_text("no audio at all")
+    source = folder.manifest([{"id": "first", "messages": [ASSISTANT]}, "", line])
+    with pytest.raises(UserError) as caught:
+        folder.read(source)
+    message = str(caught.value)
+    assert f"{folder.path}/train.jsonl:3" in message and words in message
+    assert "data.on_bad_example=skip" in message
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_bad_line_is_left_out_and_counted_where_the_recipe_says_so(case: str, folder: Any) -> None:
+    line, words = BAD_LINES[case]
+    folder.clip("good.wav")
+    (folder.path / "text.wav").write_text("no audio at all")
+    ledger = Ledger()
+    source = folder.manifest([{"id": "first", "messages": [ASSISTANT]}, line, {"id": "last", "messages": [ASSISTANT]}])
+    examples = folder.read(source, ledger=ledger, on_bad="skip")
+    assert [example.conversation.id for example in examples] == ["first", "last"]
+    assert ledger.num_skipped == 1
+    assert "3 examples read, 2 used; 1 left out" in ledger.summary()
+    assert "train.jsonl:2" in ledger.summary() and words in ledger.summary()
+    metrics = ledger.as_metrics()
+    assert metrics["data/skipped"] == 1 and metrics["data/train/read"] == 3
+    assert sum(value for name, value in metrics.items() if name.startswith("data/train/skipped_")) == 1
+
+
+def test_all_faults_come_at_once_up_to_twenty(folder: Any) -> None:
+    folder.clip("good.wav")
+    clip = {"role": "user", "content": [{"type": "audio", "audio": "gone.wav"}]}
+    source = folder.manifest(["no json", {"id": "x", "messages": [clip, ASSISTANT]}, {"messages": [ASSISTANT]}, "7"])
+    with pytest.raises(UserError) as caught:
+        folder.read(source)
+    assert all(f"train.jsonl:{line}:" in str(caught.value) for line in (1, 2, 4))
+    assert str(caught.value).startswith("3 bad examples:")
+    with pytest.raises(UserError, match="20 bad examples .there may be more") as caught:
+        folder.read(folder.manifest(["no json"] * 50))
+    assert str(caught.value).count("train.jsonl:") == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no line"),
+        (b"\n\n", "holds no line"),
+        (b'{"messages": "\xff\xfe"}\n', "not UTF-8"),
+        (None, "no such file"),
+    ],
+)
+def test_bad_manifest(content: bytes | None, words: str, folder: Any) -> None:
+    path = folder.path / "train.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        folder.read(SourceSettings(path=str(path)))
+
+
+def test_folder_as_manifest_and_senseless_weight(folder: Any) -> None:
+    with pytest.raises(UserError, match="this is a folder"):
+        folder.read(SourceSettings(path=str(folder.path)))
+    source = folder.manifest([{"messages": [ASSISTANT]}])
+    for weight in (0.0, -1.0, float("nan")):
+        source.weight = weight
+        with pytest.raises(UserError, match="weight"):
+            folder.read(source)
+
+
+def test_paths_start_at_the_manifest(folder: Any, monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
+    folder.clip("clips/a.wav")
+    absolute = str(folder.path / "clips" / "a.wav")
+    source = folder.manifest([rows["heard"]("relative", "clips/a.wav"), rows["heard"]("absolute", absolute)])
+    monkeypatch.chdir("/")
+    first, second = folder.read(source)
+    assert first.clips[0].sha256 == second.clips[0].sha256
+    assert first.conversation.messages[0].clip.path == absolute == first.clips[0].path
+
+
+def test_byte_order_mark_and_missing_ids_are_no_fault(folder: Any) -> None:
+    line = json.dumps({"messages": [ASSISTANT]}).encode()
+    (folder.path / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\n" + line + b"\n")
+    examples = folder.read(SourceSettings(path=str(folder.path / "train.jsonl")))
+    assert [example.conversation.id for example in examples] == ["train:1", "train:2"]
+
+
+def test_two_sources_of_one_name_are_told_apart(folder: Any) -> None:
+    (folder.path / "other").mkdir()
+    sources = [folder.manifest([{"messages": [ASSISTANT]}], name) for name in ("train.jsonl", "other/train.jsonl")]
+    names = {example.source for example in folder.read(*sources)}
+    assert names == {source.path for source in sources}
+
+
+def test_clips_are_probed_once_and_narrowed_ones_counted_once(
+    folder: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.clip("stereo.wav", np.zeros((8000, 2), dtype=np.float32))
+    source = folder.manifest([rows["heard"]("h", "stereo.wav"), rows["spoken"]("s", "stereo.wav")])
+    probed = []
+    monkeypatch.setattr(examples_room, "probe_clip", lambda path, limit: probed.append(path) or probe_clip(path, limit))
+    ledger = Ledger()
+    cache = folder.path / "cache" / "probes.json"
+    examples = folder.read(source, ledger=ledger, probe_cache=cache)
+    assert len(probed) == 1
+    assert "first channel only of 1 clips" in ledger.summary()
+    assert folder.read(source, probe_cache=cache) == examples
+    assert len(probed) == 1, "a probed clip is remembered"
+    folder.clip("stereo.wav", np.zeros((9000, 2), dtype=np.float32))
+    assert folder.read(source, probe_cache=cache)[0].clips[0].num_samples == 9000, "a changed clip is probed again"
+    cache.write_text("{damaged")
+    assert folder.read(source, probe_cache=cache)[0].clips[0].num_samples == 9000
+    with pytest.raises(UserError, match="clips may have 0.2 s"):
+        folder.read(source, probe_cache=cache, max_seconds=0.2)
+
+
+def test_distinct_clips_by_content(folder: Any, rows: Any) -> None:
+    for name in ("a.wav", "b.wav"):
+        folder.clip(name)
+    folder.clip("c.wav", np.zeros(8000, dtype=np.float32))
+    source = folder.manifest(
+        [
+            rows["spoken"]("1", "a.wav"),
+            rows["spoken"]("2", "b.wav"),
+            rows["heard"]("3", "c.wav"),
+            rows["heard"]("4", "a.wav"),
+        ]
+    )
+    examples = folder.read(source)
+    assert [Path(clip.path).name for clip in distinct_clips(examples, spoken=True)] == ["a.wav"]
+    assert [Path(clip.path).name for clip in distinct_clips(examples, spoken=False)] == ["c.wav", "a.wav"]
+
+
+def test_unwritable_cache_folder_names_the_way_out(folder: Any, rows: Any) -> None:
+    folder.clip("a.wav")
+    (folder.path / "blocked").write_text("a file where a folder should be")
+    source = folder.manifest([rows["heard"]("h", "a.wav")])
+    with pytest.raises(UserError, match="cannot be written .*free space or choose another folder"):
+        folder.read(source, probe_cache=folder.path / "blocked" / "probes.json")
+
+
+def test_metric_names_fit_mlflow() -> None:
+    ledger = Ledger()
+    ledger.skip("a b/c:d", "audio: not audio", "x")
+    assert "data/a_b_c_d/skipped_audio_not_audio" in ledger.as_metrics()
+
+
+def test_every_left_out_example_is_counted_even_if_not_shown() -> None:
+    ledger = Ledger()
+    for number in range(10):
+        ledger.skip("train", "bad line", f"train.jsonl:{number}: bad")
+    assert "10 left out (10 bad line)" in ledger.summary() and "and 7 more" in ledger.summary()

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fake_model import make_model
+
+import bagpiper
+from bagpiper import api
+from bagpiper.api import Pipeline
+from bagpiper.conversation import Clip
+from bagpiper.errors import UserError
+from bagpiper.settings import DecodeSettings, GenerationSettings
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def piper() -> Pipeline:
+    generation = GenerationSettings(
+        text=DecodeSettings(temperature=1.0, max_rows=8, min_rows=4),
+        audio=DecodeSettings(temperature=1.0, max_rows=12, min_rows=4, cfg=2.0),
+    )
+    return Pipeline(make_model(), generation)
+
+
+@pytest.fixture(scope="module")
+def tones() -> list[np.ndarray]:
+    return [np.sin(np.arange(length) * 0.3).astype(np.float32) * 0.2 for length in (9000, 4000, 12000)]
+
+
+def test_clips_are_described_alone_or_together(piper: Pipeline, tones: list[np.ndarray]) -> None:
+    together = piper.describe([(tone, RATE) for tone in tones])
+    assert [piper.describe((tone, RATE)) for tone in tones] == together
+    assert all(together)
+    assert piper.describe((tones[0], RATE), seed=7) != together[0]
+
+
+def test_a_clip_is_a_file_samples_or_a_clip(piper: Pipeline, tones: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tones[0], RATE, subtype="FLOAT")
+    texts = {
+        piper.describe(clip) for clip in (path, str(path), (tones[0], RATE), Clip(samples=tones[0], sample_rate=RATE))
+    }
+    assert len(texts) == 1
+    assert piper.ask(path, "what is it?") not in texts
+
+
+def test_captions_are_rendered_alone_or_together(piper: Pipeline) -> None:
+    captions = ["a bell", "rain and wind", "x"]
+    together = piper.render(captions)
+    for caption, (samples, rate) in zip(captions, together, strict=True):
+        alone, its_rate = piper.render(caption)
+        assert rate == its_rate == piper.sample_rate == RATE
+        assert samples.dtype == np.float32
+        assert len(samples) >= 640
+        assert np.array_equal(samples, alone)
+
+
+def test_models_of_the_sft_stage_write_before_they_render(piper: Pipeline) -> None:
+    thinker = Pipeline(piper.model, piper.generation, stage="sft")
+    assert np.array_equal(thinker.render("a bell", think=False)[0], piper.render("a bell")[0])
+    assert np.array_equal(piper.render("a bell", think=True)[0], thinker.render("a bell")[0])
+    assert not np.array_equal(thinker.render("a bell")[0], piper.render("a bell")[0])
+
+
+def test_options_win_over_the_model(piper: Pipeline, tones: list[np.ndarray]) -> None:
+    greedy = {piper.describe((tones[0], RATE), temperature=0, seed=seed) for seed in range(3)}
+    assert len(greedy) == 1
+    assert piper.describe((tones[0], RATE), top_k=1) in greedy
+    assert len(piper.describe((tones[0], RATE), max_rows=5)) <= 5
+    assert piper.describe((tones[0], RATE), temperature=None, top_k=None) == piper.describe((tones[0], RATE))
+    unguided = piper.render("a bell", cfg=1.0)[0]
+    assert not np.array_equal(unguided, piper.render("a bell")[0])
+    assert len(piper.render("a bell", max_seconds=0.09)[0]) == 2 * 640
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"temprature": 0.5},
+            "unknown option temprature; allowed: temperature, top_k, cfg, max_rows, max_seconds, seed",
+        ),
+        ({"max_seconds": 0.01}, "0.01 s is shorter than one frame"),
+        ({"temperature": -1.0}, "must not be negative"),
+    ],
+)
+def test_options_that_cannot_work(piper: Pipeline, options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        piper.render("a bell", **options)
+
+
+def test_max_seconds_bounds_sounds_only(piper: Pipeline, tones: list[np.ndarray]) -> None:
+    with pytest.raises(UserError, match="unknown option max_seconds"):
+        piper.describe((tones[0], RATE), max_seconds=1.0)
+
+
+def test_nothing_is_loaded_for_a_device_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="device 'abacus' is not here; present: auto,.* cpu"):
+        api.load(tmp_path, device="abacus")
+    with pytest.raises(UserError, match="holds no model yet"):
+        api.load(tmp_path, device="cpu")
+
+
+def test_the_package_offers_the_same_names() -> None:
+    for name in ("load", "describe", "render", "ask", "evaluate", "train"):
+        assert getattr(bagpiper, name) is getattr(api, name)
+
+
+def test_train_passes_overrides_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    class Finished:
+        folder = tmp_path
+
+    def run(recipe: object) -> Finished:
+        seen.append(recipe)
+        return Finished()
+
+    monkeypatch.setattr("bagpiper.training.run.run", run)
+    overrides = {"trainer.max_steps": 3, "optimizer.lr": 1e-5, "eval.at_end": False}
+    assert api.train("quickstart", run_dir=tmp_path, seed=5, **overrides) == tmp_path
+    (recipe,) = seen
+    assert (recipe.run_dir, recipe.seed, recipe.trainer.max_steps) == (str(tmp_path), 5, 3)  # type: ignore[attr-defined]
+    assert recipe.optimizer.lr == 1e-5  # type: ignore[attr-defined]
+
+
+def test_a_finished_run_is_used_by_its_folder(tiny_run: Path, tones: list[np.ndarray]) -> None:
+    piper = bagpiper.load(tiny_run, device="cpu")
+    caption = piper.describe((tones[0], RATE))
+    assert bagpiper.describe(tiny_run, (tones[0], RATE), device="cpu") == caption
+    assert bagpiper.load(tiny_run / "model", device="cpu").describe((tones[0], RATE)) == caption
+    samples, rate = bagpiper.render(tiny_run, "a bell", device="cpu")
+    assert np.array_equal(samples, piper.render("a bell")[0])
+    assert rate == RATE
+    assert bagpiper.ask(tiny_run, (tones[0], RATE), "what?", device="cpu") == piper.ask((tones[0], RATE), "what?")
