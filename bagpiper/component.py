@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -60,6 +64,28 @@ class Adaptor(Component):
 
 class Codec(Component):
     """Waveform <-> codes. Always frozen, always in eval mode, always float32 outside autocast."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Codec:
+        """Follow the model to its device but never to its precision: bfloat16 codebooks would give other codes."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide which codes a waveform gets and what they mean."""
+        return asdict(self.portable_config())
+
+    def weights_hash(self) -> str:
+        """SHA-256 over class, ``identity`` and every saved tensor: two codecs with one hash speak the same codes."""
+        digest = hashlib.sha256(f"{type(self).__name__} {json.dumps(self.identity(), sort_keys=True)}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def train(self, mode: bool = True) -> Codec:  # noqa: ARG002
         """Stay in eval mode: the official code's dropout inside the codec changes 80 % of the target codes."""

@@ -143,7 +143,7 @@ def _model(recipe: Recipe) -> Iterator[Clash]:
     if model.pattern == "flatten" and getattr(model.head, "audio_softmax", "joint") == "per_codebook":
         message = "per_codebook needs a pattern with a stream per codebook; 'flatten' has one stream for all"
         yield _clash(message, "model.head.audio_softmax", "model.pattern")
-    if model.encoder is not None and model.adaptor is not None:
+    if model.encoder is not None and model.adaptor is not None and model.encoder.sample_rate > 0:
         yield from _promises(model.encoder, model.adaptor)
 
 
@@ -177,18 +177,16 @@ def _data(recipe: Recipe) -> Iterator[Clash]:
     if rows > data.token_budget:
         message = f"the longest example ({rows} rows) must fit into data.token_budget ({data.token_budget})"
         yield _clash(message, "data.max_rows", "data.token_budget")
-    elif data.sources and recipe.model.codec is not None and recipe.model.pattern in PATTERNS:
+    elif data.sources and recipe.model.codec is not None and recipe.model.codec.hop > 0:
         yield from _longest_clip(recipe, rows)
 
 
 def _longest_clip(recipe: Recipe, rows: int) -> Iterator[Clash]:
     """Own files may hold clips of ``max_seconds``; soundscapes are a few seconds long."""
     data, codec = recipe.data, recipe.model.codec
-    try:
-        frames = codec.num_frames(int(data.max_seconds * codec.sample_rate))
-    except (NotImplementedError, ArithmeticError) as error:
-        yield _clash(f"does not say how many frames it gives ({type(error).__name__}: {error})", "model.codec")
+    if recipe.model.pattern not in PATTERNS:
         return
+    frames = codec.num_frames(int(data.max_seconds * codec.sample_rate))
     needed = PATTERNS[recipe.model.pattern].rows(frames, codec.num_codebooks)
     if needed > rows:
         message = (

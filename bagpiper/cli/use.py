@@ -39,6 +39,7 @@ def describe(
     device: Device = "auto",
 ) -> None:
     """Write a caption of each clip."""
+    _check_run(run)
     _check_files(clips)
     from bagpiper.api import load
 
@@ -66,6 +67,7 @@ def render(
     device: Device = "auto",
 ) -> None:
     """Make the sound that a caption tells of."""
+    _check_run(run)
     _check_target(out, force)
     from bagpiper.api import load
 
@@ -85,6 +87,7 @@ def ask(
     device: Device = "auto",
 ) -> None:
     """Answer a question about a clip."""
+    _check_run(run)
     _check_files([clip])
     from bagpiper.api import load
 
@@ -98,11 +101,18 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the recipe says.")] = None,
 ) -> None:
     """Measure both directions on held-out clips, print the table and write eval.json."""
+    _check_run(run)
     from bagpiper.evaluation.probe import FILE
     from bagpiper.evaluation.probe import evaluate as evaluate_run
 
     evaluate_run(run, clips=clips, cycles=cycles, device=device)
     typer.echo(f"written to {run / FILE}")
+
+
+def _check_run(run: Path) -> None:
+    """Before torch is imported, which takes seconds."""
+    if not run.is_dir():
+        raise UserError(f"there is no folder '{run}'; give a run folder or a model folder")
 
 
 def _check_files(clips: list[Path]) -> None:

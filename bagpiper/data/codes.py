@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import zipfile
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -20,12 +20,18 @@ logger = logging.getLogger(__name__)
 
 Codes = NDArray[np.int64]
 
+_MAGIC = b"bpcodes1"
+_HEADER = struct.Struct("<8sIIIB")
+"""Magic, CRC-32 of the codes, frames, codebooks, bytes of a code."""
+
 
 class CodeCache:
     """Codes by (hash of the clip's file, fingerprint of the codec).
 
-    Entries are ``.npz`` files, whose checksum shows damage. They are written under a temporary name and renamed, so
-    several processes may fill one cache.
+    An entry is a file of a fixed header, whose checksum shows damage, and the codes as they are. They are written under
+    a temporary name and renamed, so several processes may fill one cache. (NumPy's own files are not safe here: their
+    header is read by ``ast.literal_eval``, which in Python 3.11 fails at random when two threads use it at once:
+    "AST constructor recursion depth mismatch".)
     """
 
     def __init__(self, folder: str | Path, codec_fingerprint: str) -> None:
@@ -39,7 +45,7 @@ class CodeCache:
             return False
         try:
             self._load(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s: damaged entry of the code cache (%s); the codes are computed again", path, error)
             return False
         return True
@@ -60,7 +66,7 @@ class CodeCache:
             raise UserError(
                 f"{path}: codes are missing from the cache; start again with --resume to compute them"
             ) from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path}: damaged entry of the code cache ({error}); start again with --resume to compute it anew"
             ) from error
@@ -72,21 +78,24 @@ class CodeCache:
             UserError: the folder cannot be written or the disk is full.
         """
         assert codes.ndim == 2, f"codes of shape {codes.shape}"
-        small = np.ascontiguousarray(codes, dtype=np.int16 if codes.max(initial=0) < 2**15 else np.int32)
-        buffer = io.BytesIO()
-        np.savez(buffer, codes=small)
-        write_atomically(self._path(sha256), buffer.getvalue())
+        width = 2 if codes.max(initial=0) < 2**15 else 4
+        body = np.ascontiguousarray(codes, dtype=f"<i{width}").tobytes()
+        header = _HEADER.pack(_MAGIC, zlib.crc32(body), *codes.shape, width)
+        write_atomically(self._path(sha256), header + body)
 
     def _path(self, sha256: str) -> Path:
-        return self._folder / sha256[:2] / f"{sha256}.npz"
+        return self._folder / sha256[:2] / f"{sha256}.codes"
 
     @staticmethod
     def _load(path: Path) -> Codes:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            codes = archive["codes"]
-        if codes.ndim != 2:
-            raise ValueError(f"codes of shape {codes.shape}")
-        return codes.astype(np.int64)
+        data = path.read_bytes()
+        if len(data) < _HEADER.size or not data.startswith(_MAGIC):
+            raise ValueError("no header")
+        _, checksum, frames, codebooks, width = _HEADER.unpack_from(data)
+        body = data[_HEADER.size :]
+        if len(body) != frames * codebooks * width or zlib.crc32(body) != checksum:
+            raise ValueError("its checksum differs")
+        return np.frombuffer(body, dtype=f"<i{width}").reshape(frames, codebooks).astype(np.int64)
 
 
 def fill_codes(

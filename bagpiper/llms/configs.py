@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass
@@ -31,10 +31,8 @@ class HfConfig:
         config: for random weights: ``model_type`` (qwen3, llama...) and fields of its transformers config, without
             ``vocab_size`` (the tokenizer's).
         tokenizer: for random weights: the tokenizer to train.
-        attention: ``auto`` takes variable-length FlashAttention on CUDA and SDPA per example elsewhere.
     """
 
     source: str | None = None
     config: dict[str, Any] | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    attention: Literal["auto", "sdpa", "flash"] = "auto"

@@ -21,7 +21,7 @@ LENGTHS = (4, 5, 3)
 VICTIM = 1
 TOLERANCE = 1e-5
 """Largest deviation of an example from itself alone, as a share of the largest hidden value. Measured on
-SmolLM2-135M in float32: 2e-6 against transformers' eager attention."""
+SmolLM2-135M in float32: 6e-7, against transformers' eager attention and against the cache."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import Example, distinct_clips, read_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.data.soundscapes.corpus import make_corpus
-from bagpiper.data.soundscapes.sources import soundscape_sources
+from bagpiper.data.importers import soundscape_sources
 from bagpiper.errors import UserError
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.settings import Recipe, SourceSettings
@@ -83,7 +83,7 @@ def _sources(recipe: Recipe, folder: Path, console: Console) -> tuple[Sequence[S
         raise UserError("there is nothing to train on: set data.sources, or data.soundscapes to make a corpus")
     made = data.soundscapes
     corpus = corpus_folder(recipe, folder)
-    with told(console, "corpus") as say, counted(console, "making clips") as advance:
+    with told(console, "corpus") as say, counted(console, "making clips") as advance, _for_users():
         make_corpus(corpus, made.train, made.valid, made.test, made.seed, made.variety, advance)
         say(f"{made.train + made.valid + made.test} clips in {corpus}")
     return soundscape_sources(corpus)
@@ -136,7 +136,8 @@ def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], consol
     with told(console, "codec") as say:
         codec = registry.build("codec", config)
         waves = list(_fitting_waves(clips, config, recipe.seed))
-        codec.fit(waves, seed=derive_seed(recipe.seed, "codec") % 2**32)
+        with _for_users(), counted(console, "fitting codebooks") as advance:
+            codec.fit(waves, derive_seed(recipe.seed, "codec"), advance)
         with replacing_file(folder / CODEC) as temporary:
             codec.save(temporary)
         say(f"{config.num_codebooks} codebooks of {config.codebook_size} fitted to {_minutes(waves, config)} of audio")
@@ -199,6 +200,17 @@ def replacing_file(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _for_users() -> Iterator[None]:
+    """What a part refuses here follows from the recipe, so it is the user's to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 @contextmanager

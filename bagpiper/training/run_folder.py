@@ -68,10 +68,10 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
 
 
 def check_new(folder: Path, recipe: Recipe) -> None:
-    """Check that a new run may write here. A run of this recipe that never reached a checkpoint may start again.
+    """Check that a new run may have this folder. A run of this recipe that never reached a checkpoint may start again.
 
     Raises:
-        UserError: the folder cannot be written to, is full, or belongs to another run.
+        UserError: the folder belongs to another run.
     """
     started = list_checkpoints(folder) or (folder / "model").exists()
     if (folder / RECIPE).is_file():
@@ -91,15 +91,13 @@ def check_new(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a model or checkpoints, but no {RECIPE} that says whose. "
             "Choose another folder with run_dir=..."
         )
-    check_writable(folder)
 
 
 def check_resume(folder: Path, recipe: Recipe) -> None:
     """Check that a run may be continued with this recipe.
 
     Raises:
-        UserError: no run or no checkpoint here, the folder cannot be written to, or a key changed that decides what is
-            trained.
+        UserError: no run or no checkpoint here, or a key changed that decides what is trained.
     """
     changed = differences(read_recipe(folder), as_dict(recipe))
     if changed:
@@ -112,7 +110,6 @@ def check_resume(folder: Path, recipe: Recipe) -> None:
             f"{folder} has no complete checkpoint to resume from; start it again with `bagpiper train`, "
             "which keeps what was prepared"
         )
-    check_writable(folder)
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -183,7 +180,12 @@ def write_fingerprint(folder: Path, record: Mapping[str, str]) -> None:
 
 
 def write_records(folder: Path, recipe: Recipe) -> None:
-    """Write ``recipe.yaml`` and ``environment.json``, and remove what a killed process left under temporary names."""
+    """Write ``recipe.yaml`` and ``environment.json``, and remove what a killed process left under temporary names.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    check_writable(folder)
     with disk_errors(folder):
         remove_leftovers(folder)
         write_text(folder / RECIPE, dump_recipe(dataclasses.replace(recipe, run_dir=str(folder))))

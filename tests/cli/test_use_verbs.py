@@ -69,7 +69,7 @@ def test_a_user_error_is_one_line_and_exit_status_2(clip: Path, tmp_path: Path) 
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2
     assert out == ""
-    assert err.strip() == f"error: {tmp_path / 'no-run'} does not exist; give a run folder or a model folder"
+    assert err.strip() == f"error: there is no folder '{tmp_path / 'no-run'}'; give a run folder or a model folder"
 
 
 def test_an_existing_sound_is_kept_unless_forced(

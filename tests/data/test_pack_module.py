@@ -310,14 +310,14 @@ def test_nothing_to_train_on(folder: Any, make: Make) -> None:
 
 
 def test_clip_that_vanishes_while_training(make: Make, folder: Any) -> None:
-    expected = make(cfg_dropout=0.0)
-    position = next(p for p in range(9) if "train1" in expected.batch_at(p).keys and len(expected.batch_at(p).keys) > 1)
+    packs = enumerate(take(make(cfg_dropout=0.0).train_dataloader(), 12))
+    position, keys = next((at, batch.keys) for at, batch in packs if "train1" in batch.keys and len(batch.keys) > 1)
     (folder.path / "train.jsonl-1.wav").unlink()
     with pytest.raises(UserError, match=r"train\.jsonl-1\.wav: no such file"):
         take(make(workers=2, cfg_dropout=0.0).train_dataloader(), 12)
     module = make(on_bad_example="skip", cfg_dropout=0.0)
     batch = module.batch_at(position)
-    assert set(batch.keys) == set(expected.batch_at(position + 99).keys) or "train1" not in batch.keys
+    assert batch.keys == tuple(key for key in keys if key != "train1")
     (note,) = batch.notes
     assert "train.jsonl:2: left out" in note
     assert module.ledger.as_metrics()["data/train/lost_while_training"] == 1
@@ -328,7 +328,7 @@ def test_pack_that_is_lost_whole_gives_way_to_the_next(make: Make, folder: Any) 
     for key in module.batch_at(0).keys:
         for path in folder.path.glob(f"train.jsonl-{key[5:]}.wav"):
             path.unlink()
-    for path in folder.path.rglob("*.npz"):
+    for path in folder.path.rglob("*.codes"):
         path.unlink()
     batch = module.batch_at(0)
     assert batch.keys and batch.notes

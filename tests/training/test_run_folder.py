@@ -73,7 +73,7 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "run"
     with pytest.raises(UserError, match=r"cannot be written to.*run_dir="):
-        run_folder.check_new(folder, a_recipe(folder))
+        run_folder.write_records(folder, a_recipe(folder))
 
 
 def test_full_disk_is_one_message_that_names_the_last_checkpoint(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_full_disk_is_one_message_that_names_the_last_checkpoint(tmp_path, monke
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"no space left.*step-000007.*--resume"):
-        run_folder.check_resume(tmp_path, recipe)
+        run_folder.write_records(tmp_path, recipe)
 
 
 def test_only_harmless_keys_may_change_on_resume(tmp_path):

@@ -1,0 +1,89 @@
+"""`bagpiper train`."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bagpiper.cli.train import add_verbs
+from bagpiper.errors import UserError
+from bagpiper.recipe import dump_recipe
+from bagpiper.training.checkpoints import list_checkpoints
+from runs import tiny_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def recipe_file(tmp_path, shared_parts):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(tiny_recipe(tmp_path / "run", shared_parts)))
+    return path
+
+
+def call(*arguments):
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    add_verbs(app)
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+def refused(*arguments) -> str:
+    error = call(*arguments).exception
+    assert isinstance(error, UserError), error
+    return str(error)
+
+
+def test_trains_and_ends_with_answers_sounds_and_places(recipe_file, tmp_path):
+    result = call(recipe_file, "trainer.max_steps=2")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("\nheard ") == 3
+    assert result.output.count("\nrendered ") == 3
+    assert f"run: {tmp_path / 'run'}" in result.output
+    assert f"sounds: {tmp_path / 'run' / 'listening'}" in result.output
+    assert len(list((tmp_path / "run" / "listening" / "step-000002").glob("*.wav"))) == 3
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_resume_takes_its_recipe_from_the_run_and_overrides_from_the_line(recipe_file, tmp_path):
+    assert call(recipe_file, "trainer.max_steps=2", "optimizer.decay_end_step=4").exit_code == 0
+    result = call("--resume", tmp_path / "run", "trainer.max_steps=3")
+    assert result.exit_code == 0, result.output
+    assert list_checkpoints(tmp_path / "run")[-1].step == 3
+    assert "cannot change seed" in refused("--resume", tmp_path / "run", "seed=5")
+
+
+def test_dry_run_writes_nothing(recipe_file, tmp_path):
+    result = call(recipe_file, "--dry-run")
+    assert result.exit_code == 0
+    assert "ready to train for 6 steps" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_user_errors(recipe_file, tmp_path):
+    assert "name a recipe" in refused()
+    assert "no such run folder" in refused("--resume", tmp_path / "nothing")
+    assert "has its own recipe" in refused(recipe_file, "--resume", tmp_path)
+    assert "not a run folder" in refused("--resume", tmp_path)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_prints_the_command_that_goes_on(recipe_file, tmp_path, signum, code):
+    command = [sys.executable, "-m", "bagpiper.cli.main", "train", str(recipe_file), "trainer.max_steps=100000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step ") or time.monotonic() > deadline:
+                break
+        process.send_signal(signum)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert f"bagpiper train --resume {tmp_path / 'run'}" in output
+    assert "Traceback" not in errors
+    assert len(list_checkpoints(tmp_path / "run")) == 1
