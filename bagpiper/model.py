@@ -187,9 +187,9 @@ class Bagpiper(LightningModule):
         metrics["loss"] = torch.stack([total.detach().float(), torch.tensor(float(batch.num_targets), device=total.device)])
         return Loss(total, metrics)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Raw logits ``[N, S, V]`` (float32) of hidden states ``[N, H]``."""
-        return self.head.logits(hidden, self.output_rows)
+    def logits(self, hidden: torch.Tensor, num_streams: int | None = None) -> torch.Tensor:
+        """Raw logits ``[N, S, V]`` (float32) of hidden states ``[N, H]``, of the first ``num_streams`` streams or all."""
+        return self.head.logits(hidden, self.output_rows, num_streams)
 
     def extend(self, cache: KeyValueCache, embeds: torch.Tensor, new_lengths: torch.Tensor) -> torch.Tensor:
         """Run rows through the LLM and remember them.
@@ -243,6 +243,14 @@ class Bagpiper(LightningModule):
         factor = self.trainer.accumulate_grad_batches * world / targets.clamp(min=1.0)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the global norm (null: not at all); the norm before clipping is a metric."""
+        gradients = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(gradients, gradient_clip_val or float("inf"))
+        self.meter.add({"gradient_norm": torch.stack([norm.detach().float(), torch.ones_like(norm)])})
 
     def configure_optimizers(self) -> Any:
         """What the run has set."""

@@ -280,12 +280,12 @@ class EvalSettings:
     Attributes:
         at_end: evaluate when training ends.
         clips: held-out clips used for each direction; 0 means all.
-        cycles: clips used for the two cycle figures; 0 leaves them out.
+        cycles: clips used for the two cycle figures, not more than ``clips``; 0 leaves them out.
     """
 
     at_end: bool = False
     clips: int = 0
-    cycles: int = 0
+    cycles: int = 50
 
 
 @dataclass

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -20,7 +20,7 @@ from bagpiper.training.run_folder import disk_errors
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 (not an error)
     """A signal asked the run to stop; its checkpoint is written.
 
     Attributes:
@@ -92,7 +92,7 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Move the position in the data; save now, unless a validation of this step comes first."""
-        trainer.datamodule.consumed()
+        cast(Any, trainer).datamodule.consumed()
         step = trainer.global_step
         ends_step = (batch_idx + 1) % self._accumulate == 0
         if ends_step and not (self._validate_every and step % self._validate_every == 0):

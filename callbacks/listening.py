@@ -154,8 +154,8 @@ def _write_index(heard: Sequence[Heard], folder: Path) -> None:
     ]
     (folder / "answers.json").write_text(json.dumps(records, indent=2, ensure_ascii=False), encoding="utf-8")
     lines = []
-    for h, record in zip(heard, records, strict=True):
-        lines += [f"## {h.prompt.name}", "", *(f"> {part}" for part in record["request"]), "", h.text, ""]
+    for h in heard:
+        lines += [f"## {h.prompt.name}", "", *(f"> {part}" for part in h.asked.splitlines()), "", h.text, ""]
         if h.wav:
             lines += [f"![spectrogram]({h.prompt.name}.png) [{h.wav.name}]({h.wav.name})", ""]
         if h.prompt.truth:

@@ -1,4 +1,4 @@
-"""Rows of metrics: one every ``log_every`` steps and one per validation, each written once however often a run resumes."""
+"""Rows of metrics: every ``log_every`` steps and per validation, each written once however often a run resumes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; take up the sums of the run that is resumed."""
         self.clock.lap()
-        pl_module.meter.add(self._restored)
+        _meter(pl_module).add(self._restored)
         self._restored = {}
 
     def on_before_optimizer_step(
@@ -160,7 +160,7 @@ class MetricsLog(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what no row has taken yet."""
-        checkpoint["metrics"] = {"counts": dict(self._counts), "sums": pl_module.meter.state_dict()}
+        checkpoint["metrics"] = {"counts": dict(self._counts), "sums": _meter(pl_module).state_dict()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
@@ -168,7 +168,7 @@ class MetricsLog(Callback):
         self._restored = {name: pair.to(pl_module.device) for name, pair in checkpoint["metrics"]["sums"].items()}
 
     def _train_values(self, module: LightningModule) -> dict[str, float]:
-        counts, values = self._counts, dict(module.meter.take())
+        counts, values = self._over_ranks(module), _meter(module).take()
         values["learning_rate"] = self._learning_rate
         values["speed/text_tokens"] = counts["text"] / counts["busy"]
         values["speed/audio_frames"] = counts["frames"] / counts["busy"]
@@ -178,10 +178,25 @@ class MetricsLog(Callback):
         self._counts = dict.fromkeys(counts, 0.0)
         return values
 
+    def _over_ranks(self, module: LightningModule) -> dict[str, float]:
+        """The counts, summed over ranks; steps and seconds are this rank's."""
+        if module.trainer.world_size == 1:
+            return self._counts
+        names = ("text", "frames", "audio", "rows")
+        table = torch.tensor([self._counts[name] for name in names], dtype=torch.float64, device=module.device)
+        torch.distributed.all_reduce(table)
+        return {**self._counts, **dict(zip(names, table.tolist(), strict=True))}
+
     def write(self, row: Row) -> None:
         """Hand a row to every sink."""
         for sink in self.sinks:
             sink.write(row)
+
+
+def _meter(module: LightningModule) -> Meter:
+    meter = module.meter
+    assert isinstance(meter, Meter)
+    return meter
 
 
 def _rounded(value: float) -> float:

@@ -27,8 +27,10 @@ _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000
 """MLflow's own limits of one ``log_batch`` and of a parameter's value."""
 
 
-_Item = Row | list[Row] | threading.Event | Callable[[], None] | None
-"""What is queued: a row, a call, an event to set when everything before it is stored, None to end."""
+_Call = Callable[[], None]
+_Item = Row | threading.Event | _Call | None
+"""What is queued: a row, an event to set when everything before it is stored, a call, None to end."""
+_Group = list[Row] | threading.Event | _Call | None
 
 
 def default_uri(run_dir: Path) -> str:
@@ -79,7 +81,7 @@ class MlflowStore:
         self._queue.put(upload)
 
     def flush(self, timeout: float = 60.0) -> None:
-        """Wait until everything queued so far is stored; gives up after ``timeout`` seconds, or at once after errors."""
+        """Wait until what is queued is stored; gives up after ``timeout`` seconds, or at once if there were errors."""
         if self._first_error is None:
             done = threading.Event()
             self._queue.put(done)
@@ -130,17 +132,17 @@ class MlflowStore:
             text = str(error)
             self._first_error = self._first_error or f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
-    def _next_batch(self) -> list[_Item]:
+    def _next_batch(self) -> list[_Group]:
         """What is queued, rows that follow each other as one list."""
         items = [self._queue.get()]
         while not self._queue.empty():
             items.append(self._queue.get())
-        grouped: list[_Item] = []
+        grouped: list[_Group] = []
         for item in items:
             if not isinstance(item, Row):
                 grouped.append(item)
-            elif grouped and isinstance(grouped[-1], list):
-                grouped[-1].append(item)
+            elif grouped and isinstance(last := grouped[-1], list):
+                last.append(item)
             else:
                 grouped.append([item])
         return grouped

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tiny import tiny_settings
+
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.settings import (
     DataSettings,
@@ -20,7 +22,6 @@ from bagpiper.settings import (
     TrackingSettings,
     TrainerSettings,
 )
-from tiny import tiny_settings
 
 STEPS = 6
 

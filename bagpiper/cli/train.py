@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bagpiper.training.run import Finished
 
 _EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
-"""A run stopped from outside has saved its state: SIGTERM (a scheduler) is no failure; Ctrl-C keeps the shell's code."""
+"""A stopped run has saved its state: SIGTERM (from a scheduler) is no failure; Ctrl-C keeps the shell's code."""
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -24,9 +24,13 @@ def add_verbs(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe or a YAML file; omitted with --resume.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A shipped recipe or a YAML file; omitted with --resume.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted, laid over the recipe.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, from its last checkpoint.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder, from its last checkpoint.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, folder and device, then stop.")] = False,
 ) -> None:
     """Train a model, or continue a run."""
@@ -40,8 +44,8 @@ def train(
         changes.insert(0, recipe)
     if resume is None and recipe is None:
         raise UserError("name a recipe, for example `bagpiper train quickstart`; `bagpiper ls` lists them")
-    if resume is not None and not resume.is_dir():
-        raise UserError(f"--resume {resume}: no such run folder")
+    if resume is not None and not (resume / "recipe.yaml").is_file():
+        raise UserError(f"--resume {resume}: not a run folder (it has no recipe.yaml)")
     if resume is not None:
         loaded = load_recipe(str(resume), [*changes, f"run_dir={resume}"])
     else:
@@ -60,7 +64,9 @@ def _dry_run(recipe: Recipe, resume: bool) -> None:
     folder = Path(recipe.run_folder)
     placement(recipe)
     (check_resume if resume else check_new)(folder, recipe)
-    typer.echo(f"{recipe.name} is ready to {'go on' if resume else 'train'} for {recipe.trainer.max_steps} steps in {folder}")
+    typer.echo(
+        f"{recipe.name} is ready to {'go on' if resume else 'train'} for {recipe.trainer.max_steps} steps in {folder}"
+    )
 
 
 def _train(recipe: Recipe, resume: bool) -> None:
@@ -73,17 +79,15 @@ def _train(recipe: Recipe, resume: bool) -> None:
     try:
         finished = run(recipe, resume, console)
     except Stopped as stopped:
-        console.print(f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(_EXIT_CODES[signal.Signals(stopped.signum)]) from None
     if recipe.eval.at_end:
-        _evaluate(recipe, finished)
+        from bagpiper.evaluation.probe import evaluate
+
+        evaluate(finished.folder, console=console)
     _show(finished, console)
-
-
-def _evaluate(recipe: Recipe, finished: Finished) -> None:
-    from bagpiper.evaluation.probe import evaluate
-
-    evaluate(finished.folder)
 
 
 def _show(finished: Finished, console: Console) -> None:

@@ -85,9 +85,9 @@ class EncodecCodec(Codec):
             if isinstance(module, EncodecConv1d):
                 conv = module.conv
                 reach = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
-                module.stride = torch.tensor(conv.stride[0], device=device)
-                module.kernel_size = torch.tensor(reach, device=device)
-                module.padding_total = torch.tensor(reach - conv.stride[0], device=device)
+                geometry = {"stride": conv.stride[0], "kernel_size": reach, "padding_total": reach - conv.stride[0]}
+                for name, value in geometry.items():
+                    module.register_buffer(name, torch.tensor(value, device=device), persistent=False)
 
     @torch.no_grad()
     def encode(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -116,7 +116,8 @@ class EncodecCodec(Codec):
             whole = wave[: num_frames * self.config.hop].to(device, torch.float32)
             residual = self.model.encoder(whole[None, None])
             codes = []
-            for layer in self.model.quantizer.layers[: self.config.num_codebooks]:
+            layers: list[Any] = list(self.model.quantizer.layers)
+            for layer in layers[: self.config.num_codebooks]:
                 codes.append(layer.encode(residual))
                 residual = residual - layer.decode(codes[-1])
         result = torch.cat(codes).T.contiguous()
@@ -156,12 +157,20 @@ def _hf_config(config: EncodecConfig) -> HfEncodecConfig:
     return HfEncodecConfig(**{"codebook_size": config.codebook_size, **(config.config or {})})
 
 
+@torch.no_grad()
 def _random_model(hf_config: HfEncodecConfig) -> EncodecModel:
-    """A model with random weights; transformers leaves codebooks at zero, which makes every code 0."""
+    """A model with random weights whose codes follow the waveform.
+
+    transformers leaves codebooks at zero, which makes every code 0. Beside random biases (0.03) the output of a random
+    encoder hardly moves (0.0007), which would make all frames alike; so they are zero, and codebooks of that size.
+    """
     model = EncodecModel(hf_config)
+    for name, parameter in model.encoder.named_parameters():
+        if "bias" in name:
+            parameter.zero_()
     for module in model.modules():
         if isinstance(module, EncodecEuclideanCodebook):
-            module.embed.normal_()
+            module.embed.normal_(std=0.001)
     return model
 
 

@@ -43,10 +43,10 @@ _LOG = logging.getLogger(__name__)
 class RvqCodec(Codec):
     """Log-mel spectra of a frame -> a code for their levels, and a code per residual stage for their shape.
 
-    Codebook 0 quantises the levels in dB of the frame's ``stack`` spectra (so loudness, onsets and gaps survive whatever
-    happens to the rest; a single residual quantiser of the whole errs by 1 dB in level, this one by 0.2 dB). The others
-    quantise the spectra relative to their level, each what the ones before left over. After decoding, spectra are
-    scaled to the decoded levels exactly.
+    Codebook 0 quantises the levels in dB of the frame's ``stack`` spectra, so loudness, onsets and gaps survive
+    whatever happens to the rest (a clip's level errs by 0.2 dB; with one residual quantiser of the whole by 1 dB). The
+    others quantise the spectra relative to their level, each what the ones before left over. After decoding, spectra
+    are scaled to the decoded levels exactly.
 
     State lives in buffers, so a state dict or a safetensors file holds the codec.
     """
@@ -231,7 +231,7 @@ class RvqCodec(Codec):
             if settings.get(key) != value
         ]
         if other:
-            raise ValueError(f"{path} holds a codec with {', '.join(other)}; change these settings of codec rvq to match")
+            raise ValueError(f"{path} holds a codec with {', '.join(other)}; change codec rvq in the recipe to match")
         self.load_state_dict(tensors)
 
     def _require_fitted(self) -> None:

@@ -133,9 +133,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         UserError: the file is missing, unreadable or empty.
     """
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file; name a file of JSON lines (data.sources is relative to the working folder)"
-        )
+        raise UserError(f"{path}: no such file; name a file of JSON lines (relative to the working folder)")
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; name the file of JSON lines in it")
     try:

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 _WINDOW = 2048
 """Examples that are packed together. Larger windows fill packs no better and make short companions less random."""
 
+_SMALL = 8
+"""Examples up to 1/_SMALL of a pack are packed in random order. Sorting them too would fill packs no better, but put
+examples of one length, and so of one task, together: the first packs of the quickstart held nothing but captions."""
+
 _GRAIN = 1 << 20
 """Phases of ``copies`` are multiples of 1/_GRAIN, so that sums with epoch numbers are exact in float64."""
 
@@ -63,9 +67,9 @@ def plan_epoch(
 ) -> list[list[int]]:
     """Packs of an epoch.
 
-    The examples are shuffled and cut into windows; in each window the longest example left goes into the fullest pack
-    that has room (best fit decreasing). The emptiest pack of a window is dissolved into the next one, and in the end
-    the packs are shuffled.
+    The examples are shuffled and cut into windows. In each window every example goes into the fullest pack that has room
+    (best fit): first the large ones, longest first, then the small ones in random order, so that packs are full and
+    yet mixed. The emptiest pack of a window is dissolved into the next one, and in the end the packs are shuffled.
 
     Args:
         lengths: rows of each example, from 1 to ``budget``.
@@ -91,18 +95,20 @@ def plan_epoch(
     packs: list[list[int]] = []
     carried: list[int] = []
     for start in range(0, len(order), window):
-        filled = _best_fit_decreasing(carried + order[start : start + window], rows, budget)
+        filled = _best_fit(carried + order[start : start + window], rows, budget)
         carried = filled.pop() if start + window < len(order) else []
         packs.extend(filled)
     shuffle = np.argsort(_raw(len(packs), seed, "packs", epoch), kind="stable")
     return [packs[number] for number in shuffle]
 
 
-def _best_fit_decreasing(items: list[int], rows: NDArray[np.int64], budget: int) -> list[list[int]]:
+def _best_fit(items: list[int], rows: NDArray[np.int64], budget: int) -> list[list[int]]:
     """Packs of ``items``, the emptiest last."""
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free rows, number of the pack), sorted
-    for item in sorted(items, key=lambda item: -rows[item]):
+    large = [item for item in items if rows[item] * _SMALL > budget]
+    small = [item for item in items if rows[item] * _SMALL <= budget]
+    for item in sorted(large, key=lambda item: -rows[item]) + small:
         length = int(rows[item])
         place = bisect.bisect_left(room, (length, -1))
         if place == len(room):

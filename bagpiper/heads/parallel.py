@@ -81,18 +81,20 @@ class ParallelHead(Component):
             _measure(metrics, f"codebook{stream}", nll, correct)
         return losses
 
-    def logits(self, hidden: torch.Tensor, rows: TokenRows) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None) -> torch.Tensor:
         """Raw logits over the joint vocabulary, float32.
 
         Args:
             hidden: ``[N, H]``.
             rows: the output rows.
+            num_streams: how many streams, from the first; None means all. Text needs one.
 
         Returns:
             ``[N, S, V]``. With ``per_codebook`` the ids outside a stream's own codebook are meaningless and masked
             out by the decoder, as all but the modality's ids are anyway.
         """
-        states = hidden[:, None, :] + torch.cat([torch.zeros_like(self.streams[:1]), self.streams[1:]])
+        streams = torch.cat([torch.zeros_like(self.streams[:1]), self.streams[1:]])
+        states = hidden[:, None, :] + streams[:num_streams]
         blocks = (rows.special, rows.text, rows.audio)
         return torch.cat([F.linear(states, block) for block in blocks], dim=-1).float()
 

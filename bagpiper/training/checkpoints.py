@@ -175,7 +175,7 @@ class StateFile(TorchCheckpointIO):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("bagpiper_state_version") != STATE_VERSION:
             raise ValueError(
-                f"{path} has version {state.get('bagpiper_state_version')} of the resume format, this is {STATE_VERSION};"
-                " finish the run with the release that began it, or start a new one from its model/ folder"
+                f"{path} has version {state.get('bagpiper_state_version')} of the resume format, this bagpiper reads "
+                f"{STATE_VERSION}; finish the run with the release that began it"
             )
         return {**state, "state_dict": {}}

@@ -44,7 +44,7 @@ def parameter_groups(
         ValueError: nothing trains.
     """
     without = {id(parameter) for parameter in embedding_rows}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # parameters() has no repeats
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # tied ones come once
     if not trainable:
         raise ValueError("nothing trains: the stage freezes every part; choose another `stage.name` or `stage.lora`")
     groups: list[dict[str, object]] = [

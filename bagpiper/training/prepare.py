@@ -21,9 +21,9 @@ from bagpiper.component import Codec
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import Example, distinct_clips, read_sources
+from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.data.soundscapes.corpus import make_corpus
-from bagpiper.data.importers import soundscape_sources
 from bagpiper.errors import UserError
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.settings import Recipe, SourceSettings
@@ -71,11 +71,13 @@ def prepare_examples(recipe: Recipe, folder: Path, console: Console) -> Examples
                 else []
             )
         seconds = sum(clip.seconds for examples in found for e in examples for clip in e.clips.values())
-        say(f"{len(found[0])} training and {len(found[1])} validation examples, {seconds / 60:.1f} min of audio in or out")
+        say(f"{len(found[0])} training and {len(found[1])} validation examples, {seconds / 60:.1f} min of audio")
     return Examples(found[0], found[1], ledger)
 
 
-def _sources(recipe: Recipe, folder: Path, console: Console) -> tuple[Sequence[SourceSettings], Sequence[SourceSettings]]:
+def _sources(
+    recipe: Recipe, folder: Path, console: Console
+) -> tuple[Sequence[SourceSettings], Sequence[SourceSettings]]:
     data = recipe.data
     if data.sources:
         return data.sources, data.valid_sources
@@ -101,7 +103,7 @@ def cache_folder(recipe: Recipe, folder: Path) -> Path:
 
 
 def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], console: Console) -> TextTokenizer:
-    """The LLM's tokenizer, or for an LLM made from nothing a BPE trained on the training texts; kept in the run folder."""
+    """The LLM's tokenizer, or a BPE trained on the training texts for an LLM made from nothing; the run keeps it."""
     kept = folder / TOKENIZER
     if kept.is_dir():
         return TextTokenizer.load(kept)
@@ -182,9 +184,7 @@ def prepare_codes(
     home = next(iter([*codec.parameters(), *codec.buffers()])).device
     with told(console, "codes") as say, counted(console, "encoding clips") as advance:
         codec.to(device)
-        encoded = fill_codes(
-            cache, clips, recipe.model.codec, encode, progress=lambda done: advance(done, len(clips))
-        )
+        encoded = fill_codes(cache, clips, recipe.model.codec, encode, progress=lambda done: advance(done, len(clips)))
         codec.to(home)
         say(f"{encoded} clips encoded, {len(clips) - encoded} known")
     return cache
@@ -216,7 +216,8 @@ def _for_users() -> Iterator[None]:
 @contextmanager
 def told(console: Console, what: str) -> Iterator[Callable[[str], None]]:
     """One line when the block ends: what was done, in how many seconds."""
-    start, said = time.monotonic(), []
+    start = time.monotonic()
+    said: list[str] = []
     yield said.append
     console.print(f"{what}: {' '.join(said)} ({time.monotonic() - start:.1f} s)", highlight=False, soft_wrap=True)
 

@@ -18,10 +18,11 @@ from rich.console import Console
 from bagpiper.callbacks.checkpoint import Checkpoints, Stopped
 from bagpiper.callbacks.clock import Clock
 from bagpiper.callbacks.listening import Heard, Listening, make_prompts
-from bagpiper.callbacks.metrics import JsonLines, MetricsLog, Row
+from bagpiper.callbacks.metrics import JsonLines, MetricsLog, Row, Sink
 from bagpiper.callbacks.mlflow_store import MlflowStore, flatten
 from bagpiper.callbacks.progress import ProgressReport
 from bagpiper.callbacks.randomness import KeyedRandomness
+from bagpiper.component import Codec
 from bagpiper.data.codes import CodeCache
 from bagpiper.data.module import PackDataModule
 from bagpiper.model import Bagpiper
@@ -81,16 +82,21 @@ def run(recipe: Recipe, resume: bool = False, console: Console | None = None) ->
         trainer_arguments = placement(recipe)
         start = _check(recipe, folder, resume)
         model = _resumed_model(recipe, folder, start) if start else None
-        if rank_zero_only.rank == 0:
+        if _is_main():
             run_folder.write_records(folder, recipe)
         examples = prepare_examples(recipe, folder, console)
         if model is None:
             model = _new_model(recipe, folder, examples, console)
         trainer, parts = _assemble(recipe, folder, trainer_arguments, examples, console)
-        cache = prepare_codes(recipe, folder, model.codec, examples, trainer.strategy.root_device, console)
+        cache = prepare_codes(recipe, folder, _codec(model), examples, trainer.strategy.root_device, console)
         data = _data_module(recipe, model, examples, cache, trainer)
         _tell(model, data, examples, console)
         return _fit(recipe, folder, start, model, trainer, data, examples, parts, console)
+
+
+def _is_main() -> bool:
+    """Whether this process writes the run folder; known from the environment before any process group exists."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _check(recipe: Recipe, folder: Path, resume: bool) -> Checkpoint | None:
@@ -105,7 +111,7 @@ def _check(recipe: Recipe, folder: Path, resume: bool) -> Checkpoint | None:
 def _resumed_model(recipe: Recipe, folder: Path, start: Checkpoint) -> Bagpiper:
     """The checkpoint's model, after comparing it with the files that lie about: nothing has been written yet."""
     model = load_model(start.model)
-    codec = codec_on_disk(recipe, folder) or model.codec
+    codec = codec_on_disk(recipe, folder) or _codec(model)
     run_folder.check_fingerprint(folder, _fingerprint(model, codec.weights_hash()))
     return make_ready(model, recipe)
 
@@ -118,6 +124,11 @@ def _new_model(recipe: Recipe, folder: Path, examples: Examples, console: Consol
     run_folder.check_fingerprint(folder, record)
     run_folder.write_fingerprint(folder, record)
     return make_ready(model, recipe)
+
+
+def _codec(model: Bagpiper) -> Codec:
+    assert isinstance(model.codec, Codec)
+    return model.codec
 
 
 def _fingerprint(model: Bagpiper, codec_hash: str) -> dict[str, str]:
@@ -138,10 +149,10 @@ def _assemble(
 ) -> tuple[Trainer, _Parts]:
     """The Trainer and its callbacks; at the end of a step they act in the order of the list, the checkpoint last."""
     settings, clock = recipe.trainer, Clock()
-    main = rank_zero_only.rank == 0
+    main = _is_main()
     store = _store(recipe, folder) if main and recipe.tracking.enabled else None
     progress = ProgressReport(console, settings.max_steps, settings.accumulate)
-    sinks = [JsonLines(folder / "metrics.jsonl"), progress, *([store] if store else [])] if main else []
+    sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl"), progress, *([store] if store else [])] if main else []
     metrics = MetricsLog(sinks, settings.log_every, settings.accumulate, clock)
     listening = Listening(
         folder,

@@ -33,7 +33,7 @@ def apply_stage(model: Bagpiper, stage: StageSettings) -> None:
         parameter.requires_grad_(parameter.is_floating_point() and (full or is_lora))
     for rows in (model.input_rows, model.output_rows):
         rows.text.requires_grad_(full)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()  # master weights: a bf16 checkpoint is trained in float32
     model.train()

@@ -42,3 +42,18 @@ def test_plain_lines_where_there_is_no_terminal():
     assert lines[0].startswith("step 20/100  loss 2.500")
     assert "ETA" in lines[0]
     assert lines[1] == "step 20  valid: loss 9.000"
+
+
+def test_a_bar_in_a_terminal_shows_the_last_row_and_ends_with_the_run(tmp_path, shared_parts):
+    from runs import tiny_recipe
+
+    from bagpiper.training.run import run
+
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200)
+    run(tiny_recipe(tmp_path / "run", shared_parts, max_steps=2, log_every=1), console=console)
+    shown = out.getvalue()
+    assert "2/2" in shown
+    assert "tok/s" in shown
+    assert "ETA" in shown
+    assert shown.count("step 1/2") == 0  # no plain lines beside the bar

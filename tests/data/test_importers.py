@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from bagpiper.cli.data import add_verbs
 from bagpiper.conversation import from_json
 from bagpiper.data.importers import import_demo, import_dialogues, import_pairs, soundscape_sources
 from bagpiper.errors import UserError
@@ -240,17 +239,32 @@ def test_official_dialogues_import_whole(golden: Path, tmp_path: Path, folder: A
     assert len(folder.read(SourceSettings(path=str(tmp_path / "out.jsonl")))) == imported.train
 
 
-def test_the_verbs_report_what_they_did(folder: Any) -> None:
-    app = typer.Typer()
-    add_verbs(app)
+def verb(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bagpiper.cli.main", "data", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+
+
+def test_import_pairs_as_a_command(folder: Any) -> None:
     folder.clip("a.wav")
     folder.manifest([{"audio": "a.wav", "caption": "x"}, "{"])
     out = folder.path / "out.jsonl"
-    result = CliRunner().invoke(app, ["data", "import-pairs", str(folder.path / "train.jsonl"), "-o", str(out)])
-    assert result.exit_code == 0, result.output
-    assert "2 rows read, 1 left out" in result.output and "train.jsonl:2: not JSON" in result.stderr
-    assert f"2 conversations written to {out}" in result.output
-    result = CliRunner().invoke(app, ["data", "import-dialogues", str(out), "-o", str(folder.path / "new.jsonl")])
-    assert isinstance(result.exception, UserError)
-    result = CliRunner().invoke(app, ["data", "import-pairs", str(out), "-o", "x", "--task", "sideways"])
-    assert result.exit_code == 2
+    done = verb("import-pairs", folder.path / "train.jsonl", "-o", out, "--task", "text_to_audio")
+    assert done.returncode == 0, done.stderr
+    assert "2 rows read, 1 left out" in done.stdout and "train.jsonl:2: not JSON" in done.stderr
+    assert f"1 conversations written to {out}" in done.stdout and len(lines(out)) == 1
+
+
+def test_import_dialogues_as_a_command(folder: Any) -> None:
+    folder.manifest([{"example_id": str(n), "messages": [["assistant", "text", "hi"]]} for n in range(20)])
+    out = folder.path / "out.jsonl"
+    done = verb("import-dialogues", folder.path / "train.jsonl", "-o", out, "--valid-share", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(out)) + len(lines(folder.path / "out.valid.jsonl")) == 20
+    assert str(folder.path / "out.valid.jsonl") in done.stdout
+
+
+def test_import_demo_as_a_command_refuses_what_is_no_demo(folder: Any) -> None:
+    folder.manifest([{"messages": []}])
+    done = verb("import-demo", folder.path / "train.jsonl", "-o", folder.path / "out.jsonl")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "train.jsonl:1: no audio file" in done.stderr

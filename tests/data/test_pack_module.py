@@ -306,7 +306,9 @@ def test_nothing_to_train_on(folder: Any, make: Make) -> None:
         make(train=train)
     with pytest.raises(UserError, match="no training example is left of 1"):
         make(train=train, on_bad_example="skip")
-    make(train=train, template=replace(folder.template, loss_region="all"))
+    module = make(train=train, template=replace(folder.template, loss_region="all"))
+    (batch,) = take(module.train_dataloader(), 1)
+    assert batch.waves == () and batch.num_targets == batch.num_text == len(batch) - 1, "text alone is fine too"
 
 
 def test_clip_that_vanishes_while_training(make: Make, folder: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,12 +214,14 @@ def test_the_table_has_a_column_per_direction_and_a_row_per_kind(
         assert f"\n│ {kind} " in text
 
 
-def test_a_run_is_evaluated_into_its_folder(tiny_run: Path) -> None:
+def test_a_run_is_evaluated_into_its_folder(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
     console = Console(width=200, record=True, file=io.StringIO())
-    result = evaluate(tiny_run, clips=3, cycles=2, device="cpu", console=console)
-    assert json.loads((tiny_run / "eval.json").read_text()) == result
+    result = evaluate(run, clips=3, cycles=2, device="cpu", console=console)
+    assert json.loads((run / "eval.json").read_text()) == result
     for name in ("audio_to_caption", "caption_to_audio", "cycle_audio", "cycle_caption"):
         assert 0 <= result[name]["score"] <= 1
     assert (result["clips"], result["cycles"], result["model"]) == (3, 2, "model")
     assert "score (right / by chance)" in console.export_text()
-    assert evaluate(tiny_run, clips=3, cycles=2, device="cpu", console=console) == result
+    assert evaluate(run, clips=3, cycles=2, device="cpu", console=console) == result

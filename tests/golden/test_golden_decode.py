@@ -5,17 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from golden.test_golden_model import OfficialModel
 
 from bagpiper.codecs.configs import CodecConfig
 from bagpiper.component import Adaptor, Codec, Encoder
 from bagpiper.conversation import Clip, Conversation
 from bagpiper.encoders.configs import MelConfig
-from bagpiper.heads.configs import ParallelConfig
 from bagpiper.inference.generate import generate
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
 from bagpiper.settings import DecodeSettings, GenerationSettings, ModelSettings
-from golden.test_golden_model import OfficialModel
 
 pytestmark = pytest.mark.golden
 

@@ -62,8 +62,8 @@ def bias(model: Bagpiper, monkeypatch: pytest.MonkeyPatch, values: dict[int, flo
     """Add to the logits of ids in stream 0."""
     plain = model.logits
 
-    def biased(hidden: torch.Tensor) -> torch.Tensor:
-        logits = plain(hidden)
+    def biased(hidden: torch.Tensor, num_streams: int | None = None) -> torch.Tensor:
+        logits = plain(hidden, num_streams)
         for token, value in values.items():
             logits[:, 0, token] += value
         return logits

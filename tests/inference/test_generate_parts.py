@@ -97,3 +97,13 @@ def test_the_codec_gives_the_samples(parts: Bagpiper) -> None:
     assert len(segment.samples) == parts.settings.codec.num_samples(len(segment.codes))
     expected = parts.codec.decode([torch.from_numpy(segment.codes)])[0]
     np.testing.assert_allclose(segment.samples, expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_gpu_draws_the_same_rows(temperature: float) -> None:
+    plan = ("text", "audio")
+    expected = generate(tiny_model(), REQUESTS, settings(temperature), seeds=[1, 2, 3], plan=plan)
+    found = generate(tiny_model().to("cuda"), REQUESTS, settings(temperature), seeds=[1, 2, 3], plan=plan)
+    for one, other in zip(found, expected, strict=True):
+        assert [segment.rows.tolist() for segment in one.segments] == [s.rows.tolist() for s in other.segments]

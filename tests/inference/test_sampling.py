@@ -7,8 +7,6 @@ import torch
 
 from bagpiper.inference.sampling import Noise, draw, guide
 
-CPU = torch.device("cpu")
-
 
 def test_guidance_is_the_formula_on_raw_logits() -> None:
     logits = torch.randn(6, 4, 9, generator=torch.Generator().manual_seed(0))
@@ -52,9 +50,9 @@ def test_one_candidate_is_drawn_whatever_the_number() -> None:
 
 
 def test_noise_depends_on_seed_segment_and_row_only() -> None:
-    together = Noise([5, 6, 7], 1, 4, CPU)
-    alone = Noise([6], 1, 4, CPU)
-    other = Noise([6], 2, 4, CPU)
+    together = Noise([5, 6, 7], 1, 4)
+    alone = Noise([6], 1, 4)
+    other = Noise([6], 2, 4)
     for row in range(150):
         if row == 70:
             together.select(torch.tensor([1]))
@@ -66,6 +64,6 @@ def test_noise_depends_on_seed_segment_and_row_only() -> None:
 
 
 def test_noise_is_uniform() -> None:
-    noise = Noise([0], 0, 8, CPU)
+    noise = Noise([0], 0, 8)
     values = torch.cat([noise.row(row) for row in range(640)]).flatten()
     assert abs(float(values.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / len(values))

@@ -83,7 +83,9 @@ def test_publish_replaces_the_model_and_shares_the_files(tmp_path):
 
 def test_state_holds_no_weights_and_loads_without_pickle(tmp_path):
     path = tmp_path / "resume" / "state.pt"
-    StateFile().save_checkpoint({"state_dict": {"w": torch.ones(1000)}, "optimizer_states": [{"m": torch.ones(2)}]}, path)
+    StateFile().save_checkpoint(
+        {"state_dict": {"w": torch.ones(1000)}, "optimizer_states": [{"m": torch.ones(2)}]}, path
+    )
     raw = torch.load(path, weights_only=True)
     assert "state_dict" not in raw
     assert path.stat().st_size < 3000

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import tiny_recipe, use_template
 
 from bagpiper.callbacks.mlflow_store import default_uri
 from bagpiper.recipe import dump_recipe
 from bagpiper.training.checkpoints import list_checkpoints
 from bagpiper.training.run import run
-from runs import tiny_recipe, use_template
 
 CHILD = """
 import os, signal, sys

@@ -1,6 +1,7 @@
 """The optimizer and the schedule against spec section 7.1."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def test_schedule_starts_at_zero_peaks_and_ends_at_the_floor():
     assert factors[60] == pytest.approx(0.3 + 0.7 * 0.5)
     assert factors[110] == 0.3
     assert factors[199] == 0.3
-    assert all(a > b for a, b in zip(factors[10:110], factors[11:111], strict=True))
+    assert all(a > b for a, b in pairwise(factors[10:111]))
 
 
 def test_decay_ends_with_the_run_when_the_recipe_does_not_say():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs import STEPS, tiny_recipe
 from safetensors.torch import load_file
 
 from bagpiper.callbacks.checkpoint import Stopped
@@ -18,7 +19,6 @@ from bagpiper.settings import LoraSettings, StageSettings
 from bagpiper.training import run as run_module
 from bagpiper.training.checkpoints import list_checkpoints
 from bagpiper.training.run import run
-from runs import STEPS, tiny_recipe
 
 
 def weights(folder):
@@ -145,7 +145,7 @@ def test_watching_changes_nothing(tmp_path, shared_parts, mlflow_template, whole
 
 
 def test_modes_and_masters_at_every_step(tmp_path, shared_parts, monkeypatch):
-    """Trainable parts in train mode, frozen ones in eval mode, masters in float32, also after validation and listening."""
+    """Trainable parts train, frozen ones are in eval mode, masters are float32; after validation and listening too."""
     recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=3, validate_every=1)
     recipe.listening.every = 1
     recipe.stage = StageSettings(name="warmup", train_encoder=False)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import tiny_settings
 
 from bagpiper.errors import UserError
 from bagpiper.settings import OptimizerSettings, Recipe, TrainerSettings
 from bagpiper.training import run_folder
-from tiny import tiny_settings
 
 
 def a_recipe(folder: Path, **changes) -> Recipe:
@@ -116,7 +116,14 @@ def test_fingerprint_of_a_refitted_codec_is_refused(tmp_path):
 
 
 def test_command_line_is_recorded_without_secrets():
-    given = ["bagpiper", "train", "data.token_budget=64", "hf_token=abc", "plugins.api_key=1", "tracking.uri=http://me:pw@host/x"]
+    given = [
+        "bagpiper",
+        "train",
+        "data.token_budget=64",
+        "hf_token=abc",
+        "plugins.api_key=1",
+        "tracking.uri=http://me:pw@host/x",
+    ]
     assert run_folder.without_secrets(given) == [
         "bagpiper",
         "train",
