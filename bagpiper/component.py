@@ -87,7 +87,7 @@ class Codec(Component):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def train(self, mode: bool = True) -> Codec:  # noqa: ARG002
+    def train(self, mode: bool = True) -> Codec:
         """Stay in eval mode: the official code's dropout inside the codec changes 80 % of the target codes."""
         return super().train(False)
 

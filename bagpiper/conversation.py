@@ -223,7 +223,12 @@ class Template:
         return self.pattern.streams(self.vocabulary.num_codebooks)
 
     def length(
-        self, conversation: Conversation, *, text_lengths: Mapping[int, int], frames: Mapping[int, int], states: Mapping[int, int]
+        self,
+        conversation: Conversation,
+        *,
+        text_lengths: Mapping[int, int],
+        frames: Mapping[int, int],
+        states: Mapping[int, int],
     ) -> int:
         """Rows of the grid, from lengths alone: 1 + sum over messages of (3 + content)."""
         total = 1

@@ -11,7 +11,7 @@ from lightning import LightningModule
 
 from bagpiper import registry
 from bagpiper.batch import Batch
-from bagpiper.component import Component
+from bagpiper.component import Adaptor, Codec, Component, Encoder
 from bagpiper.conversation import Template
 from bagpiper.llms.cache import KeyValueCache
 from bagpiper.meter import Meter
@@ -23,6 +23,8 @@ from bagpiper.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from bagpiper.heads.parallel import ParallelHead
+    from bagpiper.llms.hf import HfBackbone
     from bagpiper.llms.tokenizer import TextTokenizer
 
 PARTS = ("encoder", "adaptor", "llm", "codec", "head")
@@ -53,16 +55,22 @@ class Bagpiper(LightningModule):
         meter: sums of the training metrics since somebody last took them.
     """
 
+    encoder: Encoder
+    adaptor: Adaptor
+    llm: HfBackbone
+    codec: Codec
+    head: ParallelHead
+
     def __init__(
         self,
         settings: ModelSettings,
         tokenizer: TextTokenizer,
         *,
-        encoder: Component,
-        adaptor: Component,
-        llm: Any,
-        codec: Component,
-        head: Any,
+        encoder: Encoder,
+        adaptor: Adaptor,
+        llm: HfBackbone,
+        codec: Codec,
+        head: ParallelHead,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -94,7 +102,7 @@ class Bagpiper(LightningModule):
         settings: ModelSettings,
         tokenizer: TextTokenizer,
         *,
-        codec: Component | None = None,
+        codec: Codec | None = None,
         text_size: int | None = None,
     ) -> Bagpiper:
         """Build every part from its config.
@@ -109,9 +117,7 @@ class Bagpiper(LightningModule):
             text_size = tokenizer.size
         llm = registry.build("llm", settings.llm, vocab_size=text_size)
         encoder = registry.build("encoder", settings.encoder)
-        adaptor = registry.build(
-            "adaptor", settings.adaptor, width_in=settings.encoder.width, width_out=llm.width
-        )
+        adaptor = registry.build("adaptor", settings.adaptor, width_in=settings.encoder.width, width_out=llm.width)
         num_streams = get_pattern(settings.pattern).streams(settings.codec.num_codebooks)
         head = registry.build("head", settings.head, width=llm.width, num_streams=num_streams)
         codec = codec if codec is not None else registry.build("codec", settings.codec)
@@ -119,7 +125,7 @@ class Bagpiper(LightningModule):
         return cls(settings, tokenizer, encoder=encoder, adaptor=adaptor, llm=llm, codec=codec, head=head)
 
     @property
-    def parts(self) -> dict[str, torch.nn.Module]:
+    def parts(self) -> dict[str, Component]:
         """The five parts by kind."""
         return {name: getattr(self, name) for name in PARTS}
 
@@ -152,9 +158,7 @@ class Bagpiper(LightningModule):
         """Embeddings ``[..., H]`` of token rows ``[..., S]``."""
         return self.input_rows(ids)
 
-    def embed(
-        self, ids: torch.Tensor, slots: Sequence[tuple[int, int]], waves: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor, slots: Sequence[tuple[int, int]], waves: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embeddings of a pack ``[T, H]``: token rows, with the slots replaced by what is heard.
 
         Args:
@@ -184,11 +188,13 @@ class Bagpiper(LightningModule):
         total, metrics = self.head(
             hidden[:-1][targeted], batch.ids[1:][targeted], batch.weights[1:][targeted], self.output_rows
         )
-        metrics["loss"] = torch.stack([total.detach().float(), torch.tensor(float(batch.num_targets), device=total.device)])
+        metrics["loss"] = torch.stack(
+            [total.detach().float(), torch.tensor(float(batch.num_targets), device=total.device)]
+        )
         return Loss(total, metrics)
 
     def logits(self, hidden: torch.Tensor, num_streams: int | None = None) -> torch.Tensor:
-        """Raw logits ``[N, S, V]`` (float32) of hidden states ``[N, H]``, of the first ``num_streams`` streams or all."""
+        """Raw logits ``[N, S, V]`` (float32) of states ``[N, H]``, for the first ``num_streams`` streams or all."""
         return self.head.logits(hidden, self.output_rows, num_streams)
 
     def extend(self, cache: KeyValueCache, embeds: torch.Tensor, new_lengths: torch.Tensor) -> torch.Tensor:

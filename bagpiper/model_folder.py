@@ -166,7 +166,7 @@ def find_model(path: Path) -> Path:
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder or a model folder")
-    checkpoints = sorted(path.glob("checkpoints/step-*/model"))
+    checkpoints = sorted(path.glob("checkpoints/step-*/model"), key=lambda found: int(found.parent.name[5:]))
     for candidate in (path, path / "model", *reversed(checkpoints)):
         if (candidate / CONFIG).is_file():
             return candidate
@@ -187,7 +187,8 @@ def portable_settings(model: Bagpiper) -> ModelSettings:
 def _split(model: Bagpiper) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """State dict as (trained, frozen); a tied tensor is written under each of its names."""
     trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    trained, frozen = {}, {}
+    trained: dict[str, torch.Tensor] = {}
+    frozen: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         kept = tensor.detach().cpu().contiguous()

@@ -141,7 +141,9 @@ def apply(pattern: Pattern, codes: IntArray, vocabulary: Vocabulary) -> IntArray
     """
     codes = np.asarray(codes, dtype=np.int64)
     if codes.ndim != 2 or codes.shape[1] != vocabulary.num_codebooks:
-        raise ValueError(f"codes of shape {codes.shape} do not fit a vocabulary of {vocabulary.num_codebooks} codebooks")
+        raise ValueError(
+            f"codes of shape {codes.shape} do not fit a vocabulary of {vocabulary.num_codebooks} codebooks"
+        )
     if codes.size and not (0 <= codes.min() and codes.max() < vocabulary.codebook_size):
         raise ValueError(
             f"codes from {codes.min()} to {codes.max()} do not fit codebooks of {vocabulary.codebook_size} codes"

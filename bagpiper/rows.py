@@ -24,9 +24,7 @@ class TokenRows(nn.Module):
         new: ``[256 + audio_size, H]``, specials first.
     """
 
-    def __init__(
-        self, vocabulary: Vocabulary, width: int, text: torch.Tensor | nn.Parameter | None = None
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, width: int, text: torch.Tensor | nn.Parameter | None = None) -> None:
         """Make the rows.
 
         Args:

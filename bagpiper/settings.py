@@ -38,7 +38,7 @@ class SourceSettings:
 
     Attributes:
         path: the file; audio paths inside are relative to its folder.
-        weight: how often its examples are drawn relative to their number (1: once an epoch, 2: twice, 0.5: every other).
+        weight: how often each of its examples is drawn (1: once an epoch, 2: twice, 0.5: every other epoch).
         name: shown in logs; null takes the file's stem.
     """
 

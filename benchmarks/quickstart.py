@@ -38,7 +38,12 @@ def main() -> None:
         row(f"{arguments.recipe}: whole command", minutes, "min", MINUTES[arguments.recipe], "lower")
     hears, speaks = BARS[arguments.recipe]
     scores = json.loads((run / "eval.json").read_text())
-    for name, bar in (("audio_to_caption", hears), ("caption_to_audio", speaks), ("cycle_audio", None), ("cycle_caption", None)):
+    for name, bar in (
+        ("audio_to_caption", hears),
+        ("caption_to_audio", speaks),
+        ("cycle_audio", None),
+        ("cycle_caption", None),
+    ):
         if name in scores:
             row(f"{arguments.recipe}: {name} score", scores[name]["score"], "chance-corrected share of facts", bar)
             row(f"{arguments.recipe}: {name} value", scores[name]["value"], "share of facts")

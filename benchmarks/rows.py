@@ -9,7 +9,9 @@ from typing import Literal
 _failed = False
 
 
-def row(name: str, value: float, unit: str, bar: float | None = None, better: Literal["higher", "lower"] = "higher") -> None:
+def row(
+    name: str, value: float, unit: str, bar: float | None = None, better: Literal["higher", "lower"] = "higher"
+) -> None:
     """Print a figure.
 
     Args:

@@ -1,6 +1,6 @@
 """Time of the light verbs, tokens per second of a training step, and how full packs are.
 
-    python benchmarks/speed.py [--steps 20]
+python benchmarks/speed.py [--steps 20]
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def test_mask_sums():
 
 
 def test_message_loss_overrides_the_region():
-    conversation = Conversation("x", (Message("user", "text", "a", loss=True), Message("assistant", "text", "b", loss=False)))
+    conversation = Conversation(
+        "x", (Message("user", "text", "a", loss=True), Message("assistant", "text", "b", loss=False))
+    )
     grid = TEMPLATE.grid(conversation)
     assert grid.weights[:, 0].tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 0]
 
@@ -78,7 +80,10 @@ def test_condition_dropout_drops_codes_of_other_messages():
 
 
 def test_json_round_trip():
-    rows = [to_json(DIALOGUE), {"id": "m", "messages": [{"role": "user", "content": "hi", "loss": True}], "facts": {"a": 1}}]
+    rows = [
+        to_json(DIALOGUE),
+        {"id": "m", "messages": [{"role": "user", "content": "hi", "loss": True}], "facts": {"a": 1}},
+    ]
     for row in rows:
         conversation = from_json(json.loads(json.dumps(row)))
         assert from_json(to_json(conversation)) == conversation

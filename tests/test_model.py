@@ -5,7 +5,6 @@ from dataclasses import replace
 import lightning
 import pytest
 import torch
-
 from tiny import tiny_batch, tiny_model
 
 
@@ -166,5 +165,3 @@ def test_meta_built_and_loaded_equals_normally_built(tied, tmp_path):
     assert (loaded.output_rows.text is loaded.input_rows.text) == tied
     batch = tiny_batch(model, "hst")
     assert torch.equal(model(batch).total, loaded(batch).total)
-
-

@@ -85,7 +85,9 @@ def tiny_batch(model: Bagpiper, which: str = "hsth", seed: int = 0) -> Batch:
         frames = model.settings.codec.num_frames(len(wave))
         codes = rng.integers(0, model.vocabulary.codebook_size, (frames, model.vocabulary.num_codebooks))
         states = model.settings.adaptor.num_frames(model.settings.encoder.num_frames(len(wave)))
-        grids.append(model.template.grid(Conversation(f"{kind}{number}", messages), codes={1: codes}, states={0: states}))
+        grids.append(
+            model.template.grid(Conversation(f"{kind}{number}", messages), codes={1: codes}, states={0: states})
+        )
         waves.append([wave] if kind == "h" else [])
         keys.append(f"{kind}{number}")
     return collate(grids, waves, keys, audio_start=model.vocabulary.audio_start)

@@ -9,7 +9,8 @@ from torch import nn
 
 from bagpiper.ops.mel import mel_filterbank
 
-# Multiplicative updates that spread mel bands over FFT bins; raising each factor to 1.5 does the work of twice as many.
+# Multiplicative updates that spread mel bands over FFT bins, each factor raised to 1.5 so that fewer will do. Tones
+# are off by 12, 8 and 7 cents on average after 4, 8 and 16 of them, and STOI of speech is 0.959, 0.963 and 0.967.
 _SPREADING_STEPS = 8
 _MOMENTUM = 0.99
 
@@ -18,8 +19,9 @@ class MelVocoder(nn.Module):
     """Whole hops of mel power, frame t centred in samples ``[t * hop, (t + 1) * hop)``, and the way back.
 
     The bands are triangles evenly spaced on an arcsinh scale (19.8 Hz apart at the bottom for 80 bands at 16 kHz, where
-    HTK mel has 31 and Slaney mel 37): steady tones from 262 to 1319 Hz come back within 20 cents, mean 7 (HTK mel: 34
-    and 15). Heights sum to 1, so the bands of a frame sum to its mean square, and decoded levels hold to 0.1 dB.
+    HTK mel has 31 and Slaney mel 37): steady tones from 262 to 1319 Hz come back within 21 cents, 8 on average (HTK
+    mel, in the same trial with more iterations: 34 and 15). Heights sum to 1, so the bands of a frame sum to its mean
+    square; tones come back within 0.4 dB, noise 0.2 dB too soft.
     """
 
     window: torch.Tensor
@@ -57,7 +59,7 @@ class MelVocoder(nn.Module):
         """A waveform with about this mel power; phases by fast Griffin-Lim from a start that follows peaks.
 
         Steady tones start with the right phases: with a random start they come out up to twice as far off in pitch,
-        and 12 iterations do what 32 do (measured; STOI of speech 0.965 and 0.972).
+        and 12 iterations come near to 32 (STOI of speech 0.965 and 0.972).
 
         Args:
             mel_power: ``[T, num_mels]`` as from ``analyse``.
@@ -112,8 +114,8 @@ class MelVocoder(nn.Module):
     def _spread(self, mel_power: torch.Tensor) -> torch.Tensor:
         """Power per bin ``[T, bins]`` >= 0 whose mel power is nearly the given one.
 
-        Multiplicative updates for non-negative least squares (Lee and Seung 2001). They keep peaks narrow: a clipped
-        pseudo-inverse costs 0.01 of STOI and doubles pitch errors.
+        Multiplicative updates for non-negative least squares (Lee and Seung 2001). They keep peaks narrow: with
+        a clipped pseudo-inverse STOI of speech is 0.03 lower and tones are off by 24 cents, not 15 (HTK bands).
         """
         target = mel_power @ self.filters.T
         power = target / (self.filters @ self.filters.sum(dim=0)).clamp(min=1e-3)

@@ -67,9 +67,9 @@ def plan_epoch(
 ) -> list[list[int]]:
     """Packs of an epoch.
 
-    The examples are shuffled and cut into windows. In each window every example goes into the fullest pack that has room
-    (best fit): first the large ones, longest first, then the small ones in random order, so that packs are full and
-    yet mixed. The emptiest pack of a window is dissolved into the next one, and in the end the packs are shuffled.
+    The examples are shuffled and cut into windows. In each window every example goes into the fullest pack that has
+    room (best fit): first the large ones, longest first, then the small ones in random order, so that packs are full
+    and yet mixed. The emptiest pack of a window is dissolved into the next one, and in the end the packs are shuffled.
 
     Args:
         lengths: rows of each example, from 1 to ``budget``.

@@ -77,7 +77,7 @@ class KeyValueCache:
             held[rows, :, self._positions] = new.transpose(1, 2)
         return self._keys[layer_idx][:, :, : self._needed], self._values[layer_idx][:, :, : self._needed]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+    def get_seq_length(self, layer_idx: int = 0) -> int:
         """Longest row; transformers asks, but positions are always given explicitly."""
         return self._longest
 

@@ -8,6 +8,7 @@ masked weights are zero, and zero times NaN is NaN).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,10 +56,10 @@ def attend_packed(
     return torch.cat(pieces, dim=2)
 
 
-def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, scale: float) -> torch.Tensor:
+    from torch.nn.attention import varlen
+
+    varlen_attn: Callable[..., torch.Tensor] = varlen.varlen_attn  # type: ignore[assignment]
 
     # torch 2.11 takes is_causal, 2.13 a window; neither takes the other's keyword
     known = inspect.signature(varlen_attn).parameters

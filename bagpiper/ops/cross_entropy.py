@@ -26,7 +26,9 @@ def linear_cross_entropy(
     if not chunk or len(hidden) <= chunk:
         return _chunk_nll(hidden, targets, *rows)
     parts = [
-        checkpoint(_chunk_nll, hidden[start : start + chunk], targets[start : start + chunk], *rows, use_reentrant=False)
+        checkpoint(
+            _chunk_nll, hidden[start : start + chunk], targets[start : start + chunk], *rows, use_reentrant=False
+        )
         for start in range(0, len(hidden), chunk)
     ]
     nll, partition, correct = zip(*parts, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bagpiper.component import Component
+from bagpiper.component import Codec
 from bagpiper.llms.lora import add_lora
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
@@ -16,7 +16,7 @@ from bagpiper.training.seeds import derive_seed
 from bagpiper.training.stages import apply_stage
 
 
-def build_model(recipe: Recipe, tokenizer: TextTokenizer, codec: Component) -> Bagpiper:
+def build_model(recipe: Recipe, tokenizer: TextTokenizer, codec: Codec) -> Bagpiper:
     """A model with fresh or pretrained weights.
 
     Random weights depend on (seed, "init") alone; the global generators are left as they were.

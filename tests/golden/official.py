@@ -54,4 +54,6 @@ class Official:
     def forward_arrays(self, name):
         """Arrays of one example of the forward pass, without its prefix."""
         prefix = f"{name}/"
-        return {key.removeprefix(prefix): self.forward_npz[key] for key in self.forward_npz.files if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): self.forward_npz[key] for key in self.forward_npz.files if key.startswith(prefix)
+        }

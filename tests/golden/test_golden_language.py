@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from golden.official import Official
 
 from bagpiper.batch import collate
 from bagpiper.conversation import Template, TokenGrid, drop_condition
-from golden.official import Official
 
 pytestmark = pytest.mark.golden
 

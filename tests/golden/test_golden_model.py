@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from golden.official import Official
 
 from bagpiper.batch import collate
 from bagpiper.heads.configs import ParallelConfig
@@ -13,7 +14,6 @@ from bagpiper.llms.configs import HfConfig
 from bagpiper.llms.hf import HfBackbone
 from bagpiper.rows import TokenRows
 from bagpiper.vocabulary import NUM_SPECIAL
-from golden.official import Official
 
 pytestmark = pytest.mark.golden
 

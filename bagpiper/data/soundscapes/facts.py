@@ -81,6 +81,11 @@ KINDS: dict[str, KindInfo] = {
     "birds": KindInfo(counts=(1, 2, 3, 4)),
 }
 
+VARIETY_KINDS: dict[str, tuple[str, ...]] = {
+    "quick": tuple(kind for kind in KINDS if kind not in ("organ", "chord", "rumble")),
+    "long": tuple(KINDS),
+}
+
 EVENT_FACTS = ("kind", "loudness", "pitch", "count", "length", "quality", "direction")
 
 

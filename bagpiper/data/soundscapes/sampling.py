@@ -12,6 +12,7 @@ from bagpiper.data.soundscapes.facts import (
     ARRANGEMENTS,
     BACKGROUNDS,
     KINDS,
+    VARIETY_KINDS,
     Event,
     Scene,
     allowed_values,
@@ -19,13 +20,12 @@ from bagpiper.data.soundscapes.facts import (
 )
 
 # How often each arrangement is drawn.
-_ARRANGEMENT_SHARES = {"quick": (0.34, 0.36, 0.30), "long": (0.20, 0.42, 0.38)}
+_ARRANGEMENT_SHARES = {"quick": (0.50, 0.28, 0.22), "long": (0.20, 0.42, 0.38)}
 # A sound over a bed is at least one loudness class above it, so that both can be heard and measured.
 _OVERLAP_LOUDNESS = (("soft", "moderate"), ("soft", "loud"), ("moderate", "loud"))
 # Over a pitched bed only sounds that share no band with it: a knock (300 to 800 Hz) would hide in it.
 _OVER_PITCHED_BED = ("claps", "birds")
-_BEDS = tuple(kind for kind, info in KINDS.items() if info.bed)
-_OVER_NOISE_BED = tuple(kind for kind in KINDS if kind not in ("rain", "wind", "rumble"))
+_NOISES = ("rain", "wind", "rumble")
 
 _EVENT_HOLD_OUT = 12
 _PAIR_HOLD_OUT = 11
@@ -38,17 +38,18 @@ def sample_scene(rng: np.random.Generator, variety: str = "quick") -> Scene:
 
     Args:
         rng: Source of all choices.
-        variety: "quick" (one or two events) or "long" (up to three).
+        variety: "quick" (one or two events, 12 kinds) or "long" (up to three).
     """
     check_variety(variety)
     arrangement = ARRANGEMENTS[int(rng.choice(3, p=_ARRANGEMENT_SHARES[variety]))]
     background = _pick(rng, BACKGROUNDS)
+    kinds = VARIETY_KINDS[variety]
     if arrangement == "single":
-        events: tuple[Event, ...] = (_sample_event(rng, _pick(rng, tuple(KINDS))),)
+        events: tuple[Event, ...] = (_sample_event(rng, _pick(rng, kinds)),)
     else:
         num_events = 3 if variety == "long" and rng.random() < 0.5 else 2
         make = _sample_sequence if arrangement == "sequence" else _sample_overlap
-        events = make(rng, num_events)
+        events = make(rng, kinds, num_events)
     return Scene(events, arrangement, background)
 
 
@@ -80,19 +81,18 @@ def sample_scene_for(rng: np.random.Generator, variety: str, held_out: bool) -> 
             return scene
 
 
-def _sample_sequence(rng: np.random.Generator, num_events: int) -> tuple[Event, ...]:
+def _sample_sequence(rng: np.random.Generator, kinds: tuple[str, ...], num_events: int) -> tuple[Event, ...]:
     """Draws events of different kinds that follow one another."""
-    kinds = rng.permutation(len(KINDS))[:num_events]
-    return tuple(_sample_event(rng, tuple(KINDS)[index]) for index in kinds)
+    return tuple(_sample_event(rng, kinds[index]) for index in rng.permutation(len(kinds))[:num_events])
 
 
-def _sample_overlap(rng: np.random.Generator, num_events: int) -> tuple[Event, ...]:
+def _sample_overlap(rng: np.random.Generator, kinds: tuple[str, ...], num_events: int) -> tuple[Event, ...]:
     """Draws a bed and one or two events over it."""
-    bed = _pick(rng, _BEDS)
-    over = _OVER_PITCHED_BED if KINDS[bed].pitched else _OVER_NOISE_BED
-    kinds = [over[index] for index in rng.permutation(len(over))[: num_events - 1]]
+    bed = _pick(rng, tuple(kind for kind in kinds if KINDS[kind].bed))
+    over = _OVER_PITCHED_BED if KINDS[bed].pitched else tuple(kind for kind in kinds if kind not in _NOISES)
+    chosen = [over[index] for index in rng.permutation(len(over))[: num_events - 1]]
     below, above = _OVERLAP_LOUDNESS[int(rng.integers(len(_OVERLAP_LOUDNESS)))]
-    return (_sample_event(rng, bed, below, is_bed=True), *(_sample_event(rng, kind, above) for kind in kinds))
+    return (_sample_event(rng, bed, below, is_bed=True), *(_sample_event(rng, kind, above) for kind in chosen))
 
 
 def _sample_event(rng: np.random.Generator, kind: str, loudness: str | None = None, is_bed: bool = False) -> Event:
