@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -45,6 +45,9 @@ class Encoder(Component):
             ``[config.num_frames(N_i), config.width]`` each.
         """
         raise NotImplementedError
+
+    def calibrate(self, waves: Iterable[torch.Tensor]) -> None:
+        """Look at training clips ``[N_i]`` before the first step; encoders that come with weights need not."""
 
 
 class Adaptor(Component):

@@ -16,7 +16,7 @@ from bagpiper.conversation import Template
 from bagpiper.llms.cache import KeyValueCache
 from bagpiper.meter import Meter
 from bagpiper.patterns import get_pattern
-from bagpiper.rows import TokenRows
+from bagpiper.rows import FROM_NOTHING_STD, INIT_STD, TokenRows
 from bagpiper.settings import ModelSettings
 from bagpiper.vocabulary import Vocabulary
 
@@ -83,7 +83,8 @@ class Bagpiper(LightningModule):
             text_zero_is_pad=settings.text_zero_is_pad,
         )
         rows_in, rows_out, tied = llm.take_text_rows()
-        self.input_rows = TokenRows(self.vocabulary, llm.width, rows_in)
+        std = FROM_NOTHING_STD if rows_in is None and not tied else INIT_STD
+        self.input_rows = TokenRows(self.vocabulary, llm.width, rows_in, std)
         self.output_rows = TokenRows(self.vocabulary, llm.width, self.input_rows.text if tied else rows_out)
         self.tied = tied
         self.template = Template(

@@ -75,7 +75,8 @@ class DataSettings:
         valid_sources: validation files.
         soundscapes: make the soundscapes corpus and use it when ``sources`` is empty.
         token_budget: rows of a pack.
-        max_rows: longest example allowed; null means the budget.
+        max_rows: longest example allowed; null means the budget. Examples longer than the budget have a pack to
+            themselves, so that a few long ones need not make every step a large one.
         on_bad_example: ``fail`` stops at the first bad example; ``skip`` leaves it out, counts and reports it.
         max_seconds: longest clip allowed.
         cfg_dropout: probability that a training example of speech out loses its condition (spec section 4.5).

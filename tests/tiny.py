@@ -33,7 +33,7 @@ def tiny_settings(**changes) -> ModelSettings:
     }
     settings = ModelSettings(
         encoder=MelConfig(num_mels=20, channels=16, strides=(2, 2)),
-        adaptor=MlpConfig(stack=2),
+        adaptor=MlpConfig(stack=2, output_rms=1.0),
         llm=HfConfig(config=llm, tokenizer=TokenizerConfig(vocab_size=300)),
         codec=RvqConfig(num_codebooks=2, codebook_size=8, num_mels=20, griffin_lim=2),
         head=ParallelConfig(chunk=0),

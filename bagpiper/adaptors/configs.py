@@ -26,16 +26,21 @@ class MlpConfig(AdaptorConfig):
     Attributes:
         stack: neighbouring states that become one embedding; the last group is padded with zeros.
         hidden: width between the layers; null means the LLM's width.
+        output_rms: where training starts the size of an embedding (RMSNorm with a learned gain); choose the size of
+            the LLM's own input rows, 1 for one made from nothing. Null leaves the affine layer's, about 0.1.
     """
 
     stack: int = 2
     hidden: int | None = None
+    output_rms: float | None = None
 
     def __post_init__(self) -> None:
         if self.stack < 1:
             raise ValueError(f"adaptor mlp: stack must be at least 1, got {self.stack}")
         if self.hidden is not None and self.hidden < 1:
             raise ValueError(f"adaptor mlp: hidden must be at least 1, got {self.hidden}")
+        if self.output_rms is not None and self.output_rms <= 0:
+            raise ValueError(f"adaptor mlp: output_rms must be above 0, got {self.output_rms}")
 
     def num_frames(self, num_states: int) -> int:
         """Ceil division by ``stack``."""

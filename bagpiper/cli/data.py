@@ -38,6 +38,7 @@ def import_pairs(
     split_by: Annotated[
         Literal["audio", "text"], typer.Option(help="The same file, or the same text, is never on both sides.")
     ] = "audio",
+    max_seconds: Annotated[float | None, typer.Option(help="Leave rows with longer clips out.")] = None,
 ) -> None:
     """Pairs (audio, caption) become conversations in both directions."""
     from bagpiper.data import importers
@@ -50,6 +51,7 @@ def import_pairs(
         question=question,
         valid_share=valid_share,
         split_by=split_by,
+        max_seconds=max_seconds,
     )
     _report(imported, valid_share)
 
@@ -79,7 +81,8 @@ def import_demo(
 def _report(imported: Imported, valid_share: float) -> None:
     for fault in imported.faults:
         typer.echo(f"left out: {fault}", err=True)
-    typer.echo(f"{imported.rows} rows read, {len(imported.faults)} left out")
+    longer = f", {imported.longer} with longer clips left out" if imported.longer else ""
+    typer.echo(f"{imported.rows} rows read, {len(imported.faults)} left out{longer}")
     typer.echo(f"{imported.train} conversations written to {imported.path}")
     if imported.valid_path is not None:
         typer.echo(f"{imported.valid} conversations written to {imported.valid_path}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bagpiper.conversation import MODALITIES, ROLES, Clip, Conversation, Message, Role, to_json
+from bagpiper.data.audio import probe_clip
 from bagpiper.data.examples import read_lines
 from bagpiper.data.files import write_atomically
 from bagpiper.data.packing import uniform
@@ -40,6 +41,7 @@ class Imported:
         valid: conversations written to ``valid_path``.
         path, valid_path: the files; ``valid_path`` is None if nothing was split off.
         faults: rows that could not be imported, with their line numbers.
+        longer: rows left out because their clip is longer than what was asked for.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class Imported:
     path: Path
     valid_path: Path | None
     faults: tuple[str, ...]
+    longer: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def import_pairs(
     question: str | None = None,
     valid_share: float = 0.0,
     split_by: SplitBy = "audio",
+    max_seconds: float | None = None,
 ) -> Imported:
     """Pairs (audio, text) -> conversations in one or both directions.
 
@@ -108,15 +112,20 @@ def import_pairs(
         question: put after the clip in audio -> text.
         valid_share: share of the pairs that goes to ``<out>.valid.jsonl``, chosen by hash.
         split_by: what may not stand on both sides of the split: the same file, or the same text.
+        max_seconds: rows with longer clips are left out and counted; the others stay on their side of the split.
 
     Raises:
         UserError: the manifest cannot be read, ``out`` cannot be written, or no row could be imported.
     """
+    if max_seconds is not None and not max_seconds > 0:
+        raise UserError(f"max seconds {max_seconds:g}; it must be more than 0")
 
     def convert(row: _Row) -> tuple[list[Conversation], str]:
         key = text_key or ("caption" if row.data.get("caption") else "text")
-        text = row.text(key)
-        conversations = _pair(row, row.clip(row.data.get("audio")), text, row.rest("audio", key), task, question)
+        text, clip = row.text(key), row.clip(row.data.get("audio"))
+        if max_seconds is not None and probe_clip(clip.path or "").seconds > max_seconds:
+            return [], ""
+        conversations = _pair(row, clip, text, row.rest("audio", key), task, question)
         return conversations, str(row.data["audio"]) if split_by == "audio" else text.strip().lower()
 
     return _import(manifest, out, convert, valid_share)
@@ -197,7 +206,10 @@ def soundscape_sources(folder: Path) -> tuple[list[SourceSettings], list[SourceS
 def _import(
     manifest: Path, out: Path, convert: Callable[[_Row], tuple[list[Conversation], str]], valid_share: float
 ) -> Imported:
-    """Convert every row and write the file(s); ``convert`` gives conversations and the key of the split."""
+    """Convert every row and write the file(s).
+
+    ``convert`` gives conversations, none for a clip that is too long, and the key of the split.
+    """
     if not 0 <= valid_share < 1:
         raise UserError(f"valid share {valid_share:g}; it must be at least 0 and less than 1")
     if out.resolve() == manifest.resolve():
@@ -206,7 +218,7 @@ def _import(
     lines: dict[bool, list[str]] = {False: [], True: []}
     faults: list[str] = []
     seen: dict[str, int] = {}
-    rows = 0
+    rows = longer = 0
     for number, data, fault in read_lines(manifest):
         rows += 1
         where = f"{manifest}:{number}"
@@ -222,14 +234,17 @@ def _import(
             faults.append(str(error))
             continue
         seen[name] = number
+        longer += not written
         lines[uniform("split", key) < valid_share].extend(written)
     if not lines[False]:
-        detail = "\n  ".join(faults[:20]) if faults else "the share for validation took all of them"
+        others = "every clip is longer than asked for" if longer else "the share for validation took all of them"
+        detail = "\n  ".join(faults[:20]) if faults else others
         raise UserError(f"{manifest}: none of {rows} rows could be imported for training:\n  {detail}")
     _write(out, lines[False])
     if lines[True]:
         _write(valid_path, lines[True])
-    return Imported(rows, len(lines[False]), len(lines[True]), out, valid_path if lines[True] else None, tuple(faults))
+    kept = valid_path if lines[True] else None
+    return Imported(rows, len(lines[False]), len(lines[True]), out, kept, tuple(faults), longer)
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:

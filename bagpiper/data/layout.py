@@ -114,7 +114,7 @@ class Layout:
             raise BadExample(
                 "too many rows",
                 f"{example.where}: {rows} rows ({text} of text, {rows - text} of audio and control tokens), but an "
-                f"example may have {max_rows}; shorten it, or raise data.token_budget (and data.max_rows)",
+                f"example may have {max_rows}; shorten it, or raise data.max_rows",
             )
         return Measured(example, rows, frames, states)
 

@@ -200,10 +200,7 @@ class PackDataModule(LightningDataModule):
         )
 
     def _measure(self, examples: Sequence[Example], faults: Faults) -> list[Measured]:
-        budget = self.settings.token_budget
-        max_rows = self.settings.max_rows or budget
-        if max_rows > budget:
-            raise UserError(f"data.max_rows is {max_rows}, but a pack holds data.token_budget={budget} rows; lower it")
+        max_rows = self.settings.max_rows or self.settings.token_budget
         measured = []
         for example in examples:
             try:

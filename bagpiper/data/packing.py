@@ -67,12 +67,13 @@ def plan_epoch(
 ) -> list[list[int]]:
     """Packs of an epoch.
 
+    An example longer than the budget has a pack to itself.
     The examples are shuffled and cut into windows. In each window every example goes into the fullest pack that has
     room (best fit): first the large ones, longest first, then the small ones in random order, so that packs are full
     and yet mixed. The emptiest pack of a window is dissolved into the next one, and in the end the packs are shuffled.
 
     Args:
-        lengths: rows of each example, from 1 to ``budget``.
+        lengths: rows of each example, at least 1.
         budget: rows of a pack.
         seed: of the run.
         epoch: from 0.
@@ -81,13 +82,8 @@ def plan_epoch(
 
     Returns:
         Numbers of the examples in each pack.
-
-    Raises:
-        ValueError: an example is longer than the budget.
     """
     rows = np.asarray(lengths, dtype=np.int64)
-    if rows.size and rows.max() > budget:
-        raise ValueError(f"example {int(rows.argmax())} has {rows.max()} rows, a pack holds {budget}")
     numbers = np.arange(len(rows))
     if weights is not None:
         numbers = np.repeat(numbers, copies(np.asarray(weights, dtype=np.float64), seed, epoch))
@@ -123,7 +119,8 @@ def _best_fit(items: list[int], rows: NDArray[np.int64], budget: int) -> list[li
 
 def fill_of(packs: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> float:
     """Share of the rows of packs that hold examples."""
-    return sum(lengths[item] for pack in packs for item in pack) / max(1, len(packs) * budget)
+    rows = [sum(lengths[item] for item in pack) for pack in packs]
+    return sum(rows) / max(1, sum(max(budget, number) for number in rows))
 
 
 class PackStream:

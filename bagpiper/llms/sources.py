@@ -126,8 +126,7 @@ def config_from_fields(fields: Mapping[str, Any], vocab_size: int) -> Any:
         near = _nearest(model_type, CAUSAL_LMS)
         raise ValueError(f"llm.config.model_type: {model_type!r} is not a causal LM of transformers{near}")
     given = {key: value for key, value in fields.items() if key not in ("model_type", "vocab_size")}
-    plain = AutoConfig.for_model(model_type)
-    allowed = set(plain.to_dict()) | set(plain.attribute_map) | {"rope_theta", "rope_scaling"}
+    allowed = _known_fields(model_type)
     for key in given:
         if key not in allowed:
             raise ValueError(f"llm.config: {model_type} has no field '{key}'{_nearest(key, allowed)}")
@@ -138,6 +137,13 @@ def config_from_fields(fields: Mapping[str, Any], vocab_size: int) -> Any:
         raise ValueError(f"llm.config: {error}") from error
 
 
+def _known_fields(model_type: str) -> set[str]:
+    from transformers import AutoConfig
+
+    plain = AutoConfig.for_model(model_type)
+    return set(plain.to_dict()) | set(plain.attribute_map) | {"rope_theta", "rope_scaling"}
+
+
 def _nearest(word: Any, allowed: Any) -> str:
     near = difflib.get_close_matches(str(word), list(allowed), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
@@ -146,11 +152,13 @@ def _nearest(word: Any, allowed: Any) -> str:
 def fields_of(config: Any) -> dict[str, Any]:
     """The plain dict from which ``config_from_fields`` makes an equal config.
 
-    Left out: what describes a file, a run or a classifier rather than the architecture.
+    Left out: what describes a file, a run or a classifier rather than the architecture, and fields that the
+    architecture does not have (reading a GGUF file adds ``unk_token_id``).
     """
     from transformers import PreTrainedConfig
 
     left_out = {*PreTrainedConfig().to_dict(), "quantization_config", "vocab_size", "use_cache"}
     left_out -= {"tie_word_embeddings"}
-    fields = {key: value for key, value in config.to_dict().items() if key not in left_out and not key.startswith("_")}
+    kept = _known_fields(config.model_type) - left_out
+    fields = {key: value for key, value in config.to_dict().items() if key in kept and not key.startswith("_")}
     return {"model_type": config.model_type, **fields}

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bagpiper import registry
 from bagpiper.codecs.configs import RvqConfig
-from bagpiper.component import Codec
+from bagpiper.component import Codec, Encoder
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import Example, distinct_clips, read_sources
@@ -31,6 +31,7 @@ from bagpiper.training.checkpoints import replacing
 from bagpiper.training.seeds import derive_seed
 
 CODEC, TOKENIZER = "codec.safetensors", "tokenizer"
+_CALIBRATION_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], consol
         raise UserError("model.codec.path is null, so the codec is fitted to the training clips, but there is no audio")
     with told(console, "codec") as say:
         codec = registry.build("codec", config)
-        waves = list(_fitting_waves(clips, config, recipe.seed))
+        waves = list(_sample(clips, config.sample_rate, config.fit_seconds, recipe.seed))
         with _for_users(), counted(console, "fitting codebooks") as advance:
             codec.fit(waves, derive_seed(recipe.seed, "codec"), advance)
         with replacing_file(folder / CODEC) as temporary:
@@ -159,14 +160,22 @@ def codec_on_disk(recipe: Recipe, folder: Path) -> Codec | None:
     return codec
 
 
-def _fitting_waves(clips: Sequence[ClipInfo], config: RvqConfig, seed: int) -> Iterator[NDArray[np.float32]]:
+def calibrate_encoder(recipe: Recipe, encoder: Encoder, train: Sequence[Example]) -> None:
+    """Show an encoder that is to train from nothing some of the clips that it will hear."""
+    clips = distinct_clips(train, spoken=False)
+    if clips:
+        waves = _sample(clips, recipe.model.encoder.sample_rate, _CALIBRATION_SECONDS, recipe.seed)
+        encoder.calibrate([torch.from_numpy(wave) for wave in waves])
+
+
+def _sample(clips: Sequence[ClipInfo], sample_rate: int, seconds: float, seed: int) -> Iterator[NDArray[np.float32]]:
     """Clips in an order that depends on the seed alone, until there is enough audio."""
-    seconds = 0.0
+    so_far = 0.0
     for clip in sorted(clips, key=lambda clip: derive_seed(seed, "codec clip", clip.sha256)):
-        if seconds >= config.fit_seconds:
+        if so_far >= seconds:
             return
-        seconds += clip.seconds
-        yield read_clip(clip.path, config.sample_rate)
+        so_far += clip.seconds
+        yield read_clip(clip.path, sample_rate)
 
 
 def prepare_codes(

@@ -34,6 +34,7 @@ from bagpiper.training.checkpoints import Checkpoint, StateFile, list_checkpoint
 from bagpiper.training.parallel import placement
 from bagpiper.training.prepare import (
     Examples,
+    calibrate_encoder,
     codec_on_disk,
     prepare_codec,
     prepare_codes,
@@ -120,6 +121,8 @@ def _new_model(recipe: Recipe, folder: Path, examples: Examples, console: Consol
     tokenizer = prepare_tokenizer(recipe, folder, examples.train, console)
     codec = prepare_codec(recipe, folder, examples.train, console)
     model = build_model(recipe, tokenizer, codec)
+    if recipe.stage.train_encoder:
+        calibrate_encoder(recipe, model.encoder, examples.train)
     record = _fingerprint(model, codec.weights_hash())
     run_folder.check_fingerprint(folder, record)
     run_folder.write_fingerprint(folder, record)

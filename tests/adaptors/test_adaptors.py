@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from bagpiper.adaptors.configs import ConvConfig, LinearConfig, MlpConfig
 from bagpiper.registry import build
 
-CONFIGS = [LinearConfig(), MlpConfig(stack=3, hidden=10), MlpConfig(), ConvConfig(), ConvConfig(kernel=5, stride=3)]
+CONFIGS = [
+    LinearConfig(),
+    MlpConfig(stack=3, hidden=10),
+    MlpConfig(),
+    MlpConfig(output_rms=1.0),
+    ConvConfig(),
+    ConvConfig(kernel=5, stride=3),
+]
 WIDTH_IN, WIDTH_OUT = 6, 8
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bagpiper.conversation import from_json
@@ -75,6 +76,23 @@ def test_bad_row_is_reported_with_its_line_and_the_others_are_written(case: str,
     assert (imported.rows, imported.train) == (2, 2)
     (fault,) = imported.faults
     assert f"{folder.path}/train.jsonl:2: " in fault and words in fault
+
+
+def test_longer_clips_are_left_out_counted_and_move_no_other_row(folder: Any) -> None:
+    folder.clip("long.wav", np.zeros(24000, np.float32))
+    short = [folder.clip(f"{number}.wav") for number in range(20)]
+    folder.manifest([{"id": name, "audio": name, "caption": name} for name in (*short, "long.wav")])
+    manifest, out = folder.path / "train.jsonl", folder.path / "out.jsonl"
+    import_pairs(manifest, out, valid_share=0.3)
+    everything = {row["id"] for row in lines(out)}
+    imported = import_pairs(manifest, out, valid_share=0.3, max_seconds=0.5)
+    assert (imported.rows, imported.longer, imported.faults) == (21, 1, ())
+    assert imported.train + imported.valid == 40, "0.5 s is not longer than 0.5 s"
+    assert {row["id"] for row in lines(out)} == {name for name in everything if not name.startswith("long")}
+    with pytest.raises(UserError, match="none of 21 rows .*\n.*every clip is longer than asked for"):
+        import_pairs(manifest, folder.path / "none.jsonl", max_seconds=0.1)
+    with pytest.raises(UserError, match="max seconds 0; it must be more than 0"):
+        import_pairs(manifest, out, max_seconds=0)
 
 
 def test_nothing_imported_is_an_error(folder: Any) -> None:
@@ -246,11 +264,14 @@ def verb(*words: object) -> subprocess.CompletedProcess[str]:
 
 def test_import_pairs_as_a_command(folder: Any) -> None:
     folder.clip("a.wav")
-    folder.manifest([{"audio": "a.wav", "caption": "x"}, "{"])
     out = folder.path / "out.jsonl"
-    done = verb("import-pairs", folder.path / "train.jsonl", "-o", out, "--task", "text_to_audio")
+    folder.clip("long.wav", np.zeros(24000, np.float32))
+    folder.manifest([{"audio": "a.wav", "caption": "x"}, "{", {"audio": "long.wav", "caption": "y"}])
+    words = ["import-pairs", folder.path / "train.jsonl", "-o", out, "--task", "text_to_audio", "--max-seconds", 1]
+    done = verb(*words)
     assert done.returncode == 0, done.stderr
-    assert "2 rows read, 1 left out" in done.stdout and "train.jsonl:2: not JSON" in done.stderr
+    assert "3 rows read, 1 left out, 1 with longer clips left out" in done.stdout
+    assert "train.jsonl:2: not JSON" in done.stderr
     assert f"1 conversations written to {out}" in done.stdout and len(lines(out)) == 1
 
 

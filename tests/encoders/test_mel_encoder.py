@@ -107,10 +107,22 @@ def test_meta_build_equals_normal_build() -> None:
     empty.reset_buffers()
     for (name, mine), (other, theirs) in zip(module.named_buffers(), empty.named_buffers(), strict=True):
         assert name == other and torch.equal(mine, theirs)
-    assert {name for name, _ in module.named_buffers()} == {"window", "filterbank"}
     assert not {"window", "filterbank"} & set(module.state_dict())
+    assert {"band_mean", "band_std"} <= set(module.state_dict())
     wave = torch.randn(3200)
     assert torch.equal(module([wave])[0], empty.eval()([wave])[0])
+
+
+def test_calibration_standardises_bands_and_keeps_loudness() -> None:
+    """Without it the states differed by a few percent, and the quickstart's LLM heard next to nothing."""
+    module = encoder()
+    clips = [torch.randn(16000) * level for level in (0.003, 0.03, 0.3)]
+    module.calibrate(clips)
+    frames = torch.cat([module.features(clip) for clip in clips])
+    assert frames.mean(0).abs().max() < 1e-4
+    assert torch.allclose(frames.std(0), torch.ones(frames.shape[1]), atol=1e-3)
+    soft, loud = (module.features(clip).mean() for clip in (clips[0], clips[2]))
+    assert loud - soft > 1.0
 
 
 def test_impossible_configs_are_refused() -> None:

@@ -32,6 +32,15 @@ def test_fields_describe_the_config_completely() -> None:
     assert not {"vocab_size", "architectures", "id2label", "dtype", "transformers_version"} & set(fields)
 
 
+def test_fields_that_a_gguf_file_adds_are_left_out() -> None:
+    """A model folder written from SmolLM2's GGUF file once could not be loaded: llama has no field unk_token_id."""
+    config = config_from_fields(LLAMA, 300)
+    config.unk_token_id = 0
+    fields = fields_of(config)
+    assert "unk_token_id" not in fields
+    assert fields_of(config_from_fields(fields, 300)) == fields
+
+
 def test_misspelt_fields_and_types_are_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no field 'hiden_size' \(did you mean 'hidden_size'\?\)"):
         config_from_fields({**LLAMA, "hiden_size": 1}, 300)
