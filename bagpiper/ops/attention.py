@@ -37,11 +37,12 @@ def attend_packed(
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return _varlen(query, key, value, spans, scale)
     grouped = query.shape[1] != key.shape[1]
-    # split, not slices: the backward pass of every slice fills a tensor as long as the pack, 15 % of a step of 28 examples
-    examples = zip(*(tensor.split(list(spans.lengths), dim=2) for tensor in (query, key, value)), strict=True)
+    # split, not slices: the backward pass of every slice fills a tensor as long as the pack, which took 15 % of a
+    # step of 28 examples
+    queries, keys, values = (tensor.split(list(spans.lengths), dim=2) for tensor in (query, key, value))
     pieces = [
-        F.scaled_dot_product_attention(*parts, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped)
-        for parts in examples
+        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped)
+        for q, k, v in zip(queries, keys, values, strict=True)
     ]
     return torch.cat(pieces, dim=2)
 
