@@ -93,6 +93,7 @@ def test_a_model_that_learned_its_clips_passes_the_bar(benchmark: ModuleType, ex
     apply_stage(model, recipe.stage)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     clips = [soundfile.read(example.clips[0].path, dtype="float32")[0] for example in examples]
+    model.encoder.calibrate(torch.from_numpy(clip) for clip in clips)
     states = model.settings.adaptor.num_frames(model.settings.encoder.num_frames(len(clips[0])))
     grids = [model.template.grid(example.conversation, states={0: states}) for example in examples]
     batch = collate(grids, [[clip] for clip in clips], TEXTS, audio_start=model.vocabulary.audio_start)

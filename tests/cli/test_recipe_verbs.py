@@ -58,7 +58,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 def test_check_as_a_process() -> None:
     started = time.perf_counter()
-    good = process("check", "quickstart", "trainer.max_steps=5")
+    good = process("check", "quickstart", "trainer.max_steps=5", "data.token_budget=4096")
     seconds = time.perf_counter() - started
     assert good.returncode == 0, good.stderr
     assert "25 code frames/s x 4 codebooks" in good.stdout
