@@ -30,8 +30,9 @@ def main() -> None:
     arguments = parser.parse_args()
     run = arguments.run
     if run is None:
-        run = Path(tempfile.mkdtemp(prefix="bagpiper-")) / arguments.recipe
-        command = [sys.executable, "-m", "bagpiper", "train", arguments.recipe, f"run_dir={run}", *arguments.overrides]
+        wanted = [word.removeprefix("run_dir=") for word in arguments.overrides if word.startswith("run_dir=")]
+        run = Path(wanted[-1]) if wanted else Path(tempfile.mkdtemp(prefix="bagpiper-")) / arguments.recipe
+        command = [sys.executable, "-m", "bagpiper", "train", arguments.recipe, *arguments.overrides, f"run_dir={run}"]
         start = time.monotonic()
         subprocess.run(command, check=True, stdout=sys.stderr)
         minutes = (time.monotonic() - start) / 60
