@@ -35,7 +35,7 @@ class PackDataModule(LightningDataModule):
 
     What a micro-batch holds is a pure function of its position in the stream, whatever the number of workers.
     ``position`` counts the micro-batches that were *consumed*: the training loop reports them by ``consumed``, because
-    Lightning fetches one batch ahead and a loader's own count is past the truth (environment notes, section 1).
+    Lightning fetches one batch ahead and a loader's own count is past the truth.
     """
 
     def __init__(

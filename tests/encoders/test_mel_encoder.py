@@ -38,7 +38,7 @@ def test_promise_of_num_frames(fields: dict[str, object], lengths: list[int]) ->
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("disturbance", [0.5, float("nan")])
 def test_clips_are_independent(layers: int, disturbance: float) -> None:
-    """Past defect (upstream.md 9.4, golden quirk 4): states of short clips depended on their batch mates."""
+    """Past defect (spec section 9.4, golden quirk 4): states of short clips depended on their batch mates."""
     module = encoder(layers=layers)
     clips = [torch.randn(length) * 0.1 for length in (3200, 800, 5000)]
     disturbed = [clips[0], clips[1] + disturbance, clips[2]]

@@ -66,7 +66,7 @@ def pack(lengths: tuple[int, ...] = LENGTHS) -> tuple[torch.Tensor, torch.Tensor
 
 @pytest.mark.parametrize("fields", [QWEN3, LLAMA, LLAMA3_ROPE], ids=["qwen3", "llama", "llama3-rope"])
 def test_a_pack_equals_transformers_on_each_example_alone(fields: dict[str, Any]) -> None:
-    """The official code trains on packs with flash-attention only (upstream.md section 3.5)."""
+    """The official code trains on packs with flash-attention only (spec section 3.5)."""
     module = backbone(fields).eval()
     plain = AutoModelForCausalLM.from_config(config_from_fields(fields, 300)).eval().model
     plain.load_state_dict(module.model.state_dict(), strict=False)

@@ -52,7 +52,7 @@ def test_control_tokens_in_content_are_text_but_think_is_one_token() -> None:
 
 
 def test_long_texts_are_never_cut_or_padded() -> None:
-    """Past defect (upstream.md section 2.1): the official preprocessing tokenises with truncation on."""
+    """Past defect (spec section 2.1): the official preprocessing tokenises with truncation on."""
     limits = {
         "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
         "padding": {

@@ -28,7 +28,7 @@ def test_listed_by_number_not_by_name(tmp_path):
 
 @pytest.mark.parametrize("instant", ["inside", "sync_tree", "rename"])
 def test_crash_at_any_instant_leaves_the_former_checkpoint(tmp_path, monkeypatch, instant):
-    """Defect of the official trainer: an incomplete checkpoint was picked as the latest (upstream.md 9.4)."""
+    """Defect of the official trainer: an incomplete checkpoint was picked as the latest (spec section 9.4)."""
     write(tmp_path, 1)
 
     class Killed(BaseException):

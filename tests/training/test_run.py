@@ -108,7 +108,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(
 
 
 def test_resume_moves_in_micro_batches_not_in_steps(tmp_path, shared_parts, recorded):
-    """Defect of the official trainer: the resume offset counted optimizer steps (upstream.md 9.4)."""
+    """Defect of the official trainer: the resume offset counted optimizer steps (spec section 9.4)."""
     recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=2)
     recipe.optimizer.decay_end_step = 4
     run(recipe)
@@ -122,7 +122,7 @@ def test_resume_moves_in_micro_batches_not_in_steps(tmp_path, shared_parts, reco
 
 
 def test_the_run_ends_exactly_at_max_steps(whole):
-    """Defect of the official trainer: the final interval overshot (upstream.md 9.4)."""
+    """Defect of the official trainer: the final interval overshot (spec section 9.4)."""
     assert [c.step for c in list_checkpoints(whole)] == [3, STEPS]
     assert [row["step"] for row in rows(whole) if row["split"] == "train"] == [2, 4, 6]
     assert [row["step"] for row in rows(whole) if row["split"] == "valid"] == [2, 4, 6]
