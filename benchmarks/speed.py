@@ -45,9 +45,9 @@ def main() -> None:
         [bagpiper, "train", "quickstart", *overrides], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rates = [line for line in rows if any("per_second" in key for key in line)][1:]
-    for key in sorted({key for line in rates for key in line if "per_second" in key}):
-        row(f"quickstart: {key}", statistics.median(line[key] for line in rates if key in line), "1/s")
+    rates = [line for line in rows if "speed/rows" in line][1:]
+    for key, unit in (("rows", "1/s"), ("text_tokens", "1/s"), ("audio_frames", "1/s"), ("audio_seconds", "s/s")):
+        row(f"quickstart: {key} a second", statistics.median(line[f"speed/{key}"] for line in rates), unit)
     filled = next(word for word in output.replace("(", " ").split() if word.endswith("%"))
     row("quickstart: share of a pack that is real rows", float(filled.rstrip("%")) / 100, "share", 0.97)
     finish()
