@@ -82,9 +82,12 @@ def save_model(
     for path in temporary.rglob("*"):
         if path.is_file():
             _sync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # moved aside first: a crash at any instant leaves one whole folder
+        os.replace(folder, old)
     os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Bagpiper:

@@ -18,8 +18,9 @@ INIT_STD = 0.02
 FROM_NOTHING_STD = 1.0
 """Standard deviation of the input rows of an LLM made from nothing.
 
-With 0.02 the layers' first random outputs, some ten times larger, wash out which token a row is: after 300 steps of
-512 rows the quickstart's validation loss was 1.78, with 0.3 it was 1.37 and with 1.0 it was 1.34.
+With 0.02 the layers' first random outputs, some ten times larger, wash out which token a row is. Validation loss of
+the quickstart after 300 steps of 512 rows: 1.78 with 0.02 and 1.56 with 0.3 (layers at initializer_range 0.06); 1.37
+with 0.3 and 1.34 with 1.0 (at 0.03).
 """
 
 

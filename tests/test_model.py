@@ -165,3 +165,14 @@ def test_meta_built_and_loaded_equals_normally_built(tied, tmp_path):
     assert (loaded.output_rows.text is loaded.input_rows.text) == tied
     batch = tiny_batch(model, "hst")
     assert torch.equal(model(batch).total, loaded(batch).total)
+
+
+def test_a_model_folder_is_replaced_whole(tmp_path):
+    """Saving again over a folder leaves the new model and nothing beside it."""
+    from bagpiper.model_folder import load_model, save_model
+    from bagpiper.settings import GenerationSettings
+
+    for seed in (0, 1):
+        save_model(tiny_model(seed), tmp_path / "model", generation=GenerationSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert torch.equal(load_model(tmp_path / "model").adaptor.hidden.weight, tiny_model(1).adaptor.hidden.weight)
