@@ -19,7 +19,7 @@ from bagpiper.data.soundscapes.sampling import sample_scene_for
 
 SPLITS = ("train", "valid", "test")
 # Goes up whenever the same seed gives other clips or captions, so that an older corpus is not taken for this one.
-CORPUS_VERSION = 2
+CORPUS_VERSION = 3
 
 Progress = Callable[[int, int], None]
 
@@ -89,7 +89,7 @@ def make_example(split: str, index: int, seed: int, variety: str) -> tuple[dict[
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     held_out = split == "test" or (split == "valid" and index % 2 == 1)
     scene = sample_scene_for(rng, variety, held_out)
-    caption = write_caption(scene, rng)
+    caption = write_caption(scene, rng, variety)
     samples = render_scene(scene, rng)
     name = f"{split}_{index:06d}"
     line = {

@@ -31,7 +31,7 @@ BACKGROUND_DB: dict[str, float | None] = {"silence": None, "hiss": -56.0, "hum":
 # such a codec in few different ways and a small codebook holds it.
 GRID_SECONDS = 0.04
 # A sound of a "sized" kind lasts this long, or 40 ms more.
-LENGTH_SECONDS: dict[str, float] = {"short": 0.48, "long": 1.08}
+LENGTH_SECONDS: dict[str, float] = {"short": 0.40, "long": 0.92}
 
 LOUDNESSES = tuple(LOUDNESS_DB)
 BACKGROUNDS = tuple(BACKGROUND_DB)

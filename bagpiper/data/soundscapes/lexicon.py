@@ -31,9 +31,9 @@ QUALITY: dict[str, tuple[str, ...]] = {"major": ("major",), "minor": ("minor",)}
 NUMBERS: dict[int, str] = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 BACKGROUND: dict[str, tuple[str, ...]] = {
-    "silence": ("The background is silent.", "Behind it there is silence.", "All around it is silence."),
-    "hiss": ("The background is a faint hiss.", "Behind it there is a faint hiss.", "All around it is a faint hiss."),
-    "hum": ("The background is a low hum.", "Behind it there is a low hum.", "All around it is a low hum."),
+    "silence": ("in silence", "amid silence"),
+    "hiss": ("in a faint hiss", "amid a faint hiss"),
+    "hum": ("in a low hum", "amid a low hum"),
 }
 # Words that give a background away when a parser meets them.
 BACKGROUND_CUES: dict[str, tuple[str, ...]] = {"silence": ("silent", "silence"), "hiss": ("hiss",), "hum": ("hum",)}

@@ -16,7 +16,7 @@ _PAUSE = (10, 11)
 # How long a bed is alone before the first and after the last sound over it.
 _BED_ALONE = (9, 10)
 _GRID = int(GRID_SECONDS * SAMPLE_RATE)
-_SHORTEST_CLIP = 1.2
+_SHORTEST_CLIP = 0.8
 _LEVEL_WINDOW = int(0.05 * SAMPLE_RATE)
 
 

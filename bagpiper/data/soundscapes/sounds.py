@@ -16,11 +16,14 @@ from bagpiper.data.soundscapes.facts import GRID_SECONDS, LENGTH_SECONDS, PITCHE
 Samples = NDArray[np.float64]
 
 _DETUNE_CENTS = 7.0
-_SIREN_PERIOD = 0.48
+_SIREN_PERIOD = 0.40
+# A sound that is short or long dies away by so much, evenly, from start to end: each moment then tells how much of it is
+# left. Where a sound goes on unchanged, a model has to count frames to know when to end it, and learns that last.
+_FALL_DB = 6.0
 _ORGAN = {1: 1.0, 2: 0.7, 4: 0.5, 8: 0.25}
 _BEEP = {1: 1.0, 3: 0.4, 5: 0.2}
 # Partials of a bar that is struck: (frequency ratio, amplitude, decay per second).
-_BELL = ((1.0, 1.0, 2.5), (2.76, 0.6, 4.0), (5.40, 0.4, 7.0))
+_BELL = ((1.0, 1.0, 3.5), (2.76, 0.6, 5.0), (5.40, 0.4, 8.0))
 # Open voicings: the third lies an octave up, where major and minor are at least 37 Hz apart.
 _CHORD = {"major": (0, 7, 16), "minor": (0, 7, 15)}
 
@@ -36,9 +39,10 @@ def make_sound(event: Event, rng: np.random.Generator, seconds: float | None = N
     Returns:
         Samples [N] of arbitrary level.
     """
-    if seconds is None and event.length is not None:
-        seconds = LENGTH_SECONDS[event.length] + GRID_SECONDS * int(rng.integers(2))
-    return _MAKERS[event.kind](event, rng, seconds or 0.0)
+    if seconds is not None or event.length is None:
+        return _MAKERS[event.kind](event, rng, seconds or 0.0)
+    sound = _MAKERS[event.kind](event, rng, LENGTH_SECONDS[event.length] + GRID_SECONDS * int(rng.integers(2)))
+    return sound * 10.0 ** (-_FALL_DB / 20.0 * np.arange(len(sound)) / len(sound))
 
 
 def _times(seconds: float) -> Samples:
@@ -125,13 +129,13 @@ def _pluck(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
     """Harmonics that die away, the high ones sooner."""
     hertz = _frequency(event, rng)
     partials = [(n * hertz, n**-1.3, 3.5 + 1.2 * n) for n in range(1, 6)]
-    return _fade(_partials(_times(rng.uniform(0.75, 0.95)), partials, rng), 0.003, 0.06)
+    return _fade(_partials(_times(rng.uniform(0.6, 0.7)), partials, rng), 0.003, 0.06)
 
 
 def _bell(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
     """Inharmonic partials that ring on."""
     hertz = _frequency(event, rng)
-    return _fade(_partials(_times(rng.uniform(0.9, 1.1)), [(r * hertz, a, d) for r, a, d in _BELL], rng), 0.003, 0.08)
+    return _fade(_partials(_times(rng.uniform(0.7, 0.8)), [(r * hertz, a, d) for r, a, d in _BELL], rng), 0.003, 0.08)
 
 
 def _beeps(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
@@ -150,7 +154,7 @@ def _chord(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
 
 
 def _siren(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
-    """A wail between about 550 and 1200 Hz, twice a second."""
+    """A wail between about 550 and 1200 Hz, two and a half times a second."""
     times = _times(seconds)
     hertz = 812.0 * 2.0 ** (0.56 * -np.cos(2.0 * np.pi * times / _SIREN_PERIOD)) * rng.uniform(0.99, 1.01)
     return _fade(_glide(hertz, rng) + 0.4 * _glide(2.0 * hertz, rng), 0.02, 0.04)

@@ -12,11 +12,10 @@ _NOUN_KINDS = {form: kind for kind, nouns in lexicon.NOUNS.items() for pair in n
 _NOUN = re.compile(r"\b(" + "|".join(sorted(map(re.escape, _NOUN_KINDS), key=len, reverse=True)) + r")\b")
 # What stands between the words about one event and those about the next.
 _CONNECTOR = re.compile(
-    r"followed by|first comes|and after it|and finally|goes on, you hear|on top of|both over"
-    r"|\b(?:one|two|three) sounds?\b|\b(?:while|first|then|over)\b|:|present here,"
+    r"followed by|and finally|on top of|both over|\b(?:one|two|three) sounds?\b|\b(?:while|first|then|over)\b|:"
 )
 _BED_AFTER = re.compile(r"(?:on top of|over)\s*$")
-_OVERLAP_CUES = re.compile(r"\b(?:overlap|at once|on top of|while|goes on|over)\b")
+_OVERLAP_CUES = re.compile(r"\b(?:overlap|at once|on top of|while|over)\b")
 _NUM_EVENTS = re.compile(r"\b(one|two|three|four)\s+sounds?\b")
 _PITCH = re.compile(r"\b([a-g][0-9])\b")
 _NUMBER = re.compile(r"\b(" + "|".join(lexicon.NUMBERS.values()) + r")\b")

@@ -12,10 +12,10 @@ from bagpiper.data.soundscapes.sampling import sample_scene
 @pytest.mark.parametrize("variety", ["quick", "long"])
 def test_captions_are_varied_and_of_the_promised_length(variety: str) -> None:
     rng = np.random.default_rng(0)
-    captions = [write_caption(sample_scene(rng, variety), rng) for _ in range(1000)]
+    captions = [write_caption(sample_scene(rng, variety), rng, variety) for _ in range(1000)]
     words = [len(caption.split()) for caption in captions]
-    assert 20 <= np.mean(words) <= 45
-    assert min(words) >= 12
+    assert 12 <= np.mean(words) <= 40
+    assert min(words) >= 7
     assert max(words) <= 60
     assert len(set(captions)) > 990
     # A small vocabulary lets a small model learn it within minutes.

@@ -19,7 +19,7 @@ from bagpiper.evaluation.soundscapes.score import score, score_many
 def test_true_captions_give_all_facts(seed: int, variety: str) -> None:
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, variety)
-    caption = write_caption(scene, rng)
+    caption = write_caption(scene, rng, variety)
     assert parse_caption(caption) == scene_to_json(scene), caption
 
 
@@ -35,7 +35,7 @@ def test_broken_off_captions_give_what_they_hold() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         scene = sample_scene(rng, "long")
-        caption = write_caption(scene, rng)
+        caption = write_caption(scene, rng, "long")
         for stop in range(0, len(caption), 7):
             found = parse_caption(caption[:stop])
             assert len(found["events"]) <= len(scene.events)
