@@ -106,6 +106,7 @@ for _kind, _name, _config, _component in (
     ("llm", "hf", "bagpiper.llms.configs:HfConfig", "bagpiper.llms.hf:HfBackbone"),
     ("codec", "rvq", "bagpiper.codecs.configs:RvqConfig", "bagpiper.codecs.rvq:RvqCodec"),
     ("codec", "encodec", "bagpiper.codecs.configs:EncodecConfig", "bagpiper.codecs.encodec:EncodecCodec"),
+    ("codec", "xcodec", "bagpiper.codecs.configs:XcodecConfig", "bagpiper.codecs.xcodec:XcodecCodec"),
     ("head", "parallel", "bagpiper.heads.configs:ParallelConfig", "bagpiper.heads.parallel:ParallelHead"),
 ):
     register(_kind, _name, config=_config, component=_component)
