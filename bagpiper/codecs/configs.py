@@ -124,12 +124,12 @@ class EncodecConfig(CodecConfig):
     config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_published("encodec", self, self.source)
         if self.num_codebooks not in ENCODEC_BOOKS:
             raise ValueError(
                 f"codec encodec: num_codebooks must be one of {', '.join(map(str, ENCODEC_BOOKS))}, "
                 f"got {self.num_codebooks}"
             )
-        check_published("encodec", self, self.source)
 
 
 XCODEC_RATES = (0.5, 1, 1.5, 2, 4)
@@ -153,14 +153,14 @@ class XcodecConfig(CodecConfig):
     config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_published("xcodec", self, self.source)
         rates = (self.config or {}).get("target_bandwidths", XCODEC_RATES)
         bits = math.ceil(math.log2(self.codebook_size)) * math.ceil(self.frame_rate)
-        books = [max(1, int(1000 * rate // bits)) for rate in rates]
+        books = sorted({max(1, int(1000 * rate // bits)) for rate in rates})
         if self.num_codebooks not in books:
             raise ValueError(
                 f"codec xcodec: num_codebooks must be one of {', '.join(map(str, books))}, got {self.num_codebooks}"
             )
-        check_published("xcodec", self, self.source)
 
 
 @dataclass
