@@ -155,8 +155,8 @@ class XcodecConfig(CodecConfig):
     def __post_init__(self) -> None:
         check_published("xcodec", self, self.source)
         rates = (self.config or {}).get("target_bandwidths", XCODEC_RATES)
-        bits = math.ceil(math.log2(self.codebook_size)) * math.ceil(self.frame_rate)
-        books = sorted({max(1, int(1000 * rate // bits)) for rate in rates})
+        of_a_book = math.log2(self.codebook_size) * math.ceil(self.frame_rate) / 1000  # as transformers computes it
+        books = sorted({max(1, math.floor(rate / of_a_book)) for rate in rates})
         if self.num_codebooks not in books:
             raise ValueError(
                 f"codec xcodec: num_codebooks must be one of {', '.join(map(str, books))}, got {self.num_codebooks}"

@@ -129,8 +129,8 @@ def check_fields(given: Mapping[str, Any], known: Sequence[str], where: str = "c
 
 
 def plain_fields(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Fields of a config of transformers as they come back from YAML and JSON (tuples as lists)."""
-    values = {name: getattr(config, name) for name in names}
+    """Fields that a config of transformers has, as they come back from YAML and JSON (tuples as lists)."""
+    values = {name: getattr(config, name) for name in names if hasattr(config, name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

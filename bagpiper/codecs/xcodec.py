@@ -61,6 +61,9 @@ _PARTS = {
         "num_conv_pos_embedding_groups",
         "conv_pos_batch_norm",
         "do_stable_layer_norm",
+        # of WavLM, which some X-Codec models have in HuBERT's place
+        "num_buckets",
+        "max_bucket_distance",
         # these two decide only whether there is a tensor `masked_spec_embed`: nothing is masked outside training
         "mask_time_prob",
         "mask_feature_prob",

@@ -5,28 +5,23 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_codecs import TINY as ALL_TINY
+from tiny_codecs import tiny, wave
 
 from bagpiper.codecs.configs import ENCODEC_BOOKS, EncodecConfig
 from bagpiper.codecs.encodec import EncodecCodec, meta_names
 
-TINY = EncodecConfig(
-    source=None, num_codebooks=4, codebook_size=16, config={"num_filters": 4, "hidden_size": 8, "num_lstm_layers": 1}
-)
+TINY = ALL_TINY["encodec"]
 
 
-@cache
 def tiny_codec() -> EncodecCodec:
-    torch.manual_seed(0)
-    return EncodecCodec(TINY)
-
-
-def wave(num_samples: int, seed: int = 0) -> torch.Tensor:
-    return 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(seed))
+    codec = tiny("encodec")
+    assert isinstance(codec, EncodecCodec)
+    return codec
 
 
 def meta_checkpoint(codec: EncodecCodec) -> dict[str, torch.Tensor]:
