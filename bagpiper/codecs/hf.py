@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class HfCodec(Codec):
         if num_frames == 0:
             return torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=device)
         whole = wave[: num_frames * self.config.hop].to(device, torch.float32)
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             codes = self.to_codes(whole[None, None]).T.contiguous()
         assert codes.shape == (num_frames, self.config.num_codebooks), codes.shape
         return codes
@@ -66,10 +67,29 @@ class HfCodec(Codec):
         codes = check_codes(codes, self.config.num_codebooks, self.config.codebook_size).to(device)
         if len(codes) == 0:
             return torch.zeros(0, device=device)
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             wave = self.to_wave(codes.T[None])
         assert len(wave) == self.config.num_samples(len(codes)), wave.shape
         return wave
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 as it is written: outside autocast, and on CUDA without TF32, which convolutions use by default there.
+
+    TF32 keeps 10 bits of mantissa, so a clip would have other codes on a GPU than on a CPU.
+    """
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def load_pretrained(model_class: Any, source: str) -> Any:

@@ -16,6 +16,7 @@ from tiny_codecs import TINY, frames, tiny, wave
 
 from bagpiper import registry
 from bagpiper.codecs.configs import PUBLISHED, DacConfig, EncodecConfig, MimiConfig, XcodecConfig
+from bagpiper.codecs.hf import full_precision
 from bagpiper.recipe import model_from_dict, model_to_dict
 from bagpiper.settings import ModelSettings
 
@@ -275,3 +276,31 @@ def test_bad_input_is_refused(name: str) -> None:
         codec.decode([torch.full((2, TINY[name].num_codebooks), TINY[name].codebook_size)])
     with pytest.raises(ValueError, match=f"frames, {TINY[name].num_codebooks}"):
         codec.decode([torch.zeros(2, TINY[name].num_codebooks + 1, dtype=torch.int64)])
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_convolutions_on_a_gpu_do_not_round_to_tf32() -> None:
+    """torch lets them by default; whatever a run has set is there again afterwards, an error or not."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = True
+        with pytest.raises(RuntimeError, match="inside"), full_precision(torch.device("cuda")):
+            assert not any(switch.allow_tf32 for switch in switches)
+            raise RuntimeError("inside")
+        assert all(switch.allow_tf32 for switch in switches)
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+@pytest.mark.gpu
+@each
+def test_a_gpu_gives_the_same_codes_but_for_near_ties(name: str) -> None:
+    codec, sound = copy.deepcopy(tiny(name)), frames(name, 40)
+    codes = codec.encode([sound])[0]
+    decoded = codec.decode([codes])[0]
+    codec.to("cuda")
+    assert float((codec.encode([sound.cuda()])[0].cpu() == codes).float().mean()) > 0.95
+    torch.testing.assert_close(codec.decode([codes.cuda()])[0].cpu(), decoded, atol=1e-4, rtol=1e-3)
