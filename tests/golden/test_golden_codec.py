@@ -169,6 +169,8 @@ def test_condition_dropout_leaves_no_codes_of_dropped_messages(official):
 def test_padding_to_a_longer_batch_mate_gives_the_official_wrong_codes(official):
     """README, quirk 3: what the official code trains on is coded from the padded batch, and so are the delay's pads."""
     names = official.codes_info["quirks"]["batched_codes"]["clips"]
+    if not set(names) <= set(clips(official)):
+        pytest.skip("a clip of the padded batch needs the official resampler")
     recorded = official.codes["quirk/batched_codes_joint"]
     padded = torch.nn.utils.rnn.pad_sequence([official.wave(name) for name in names], batch_first=True)
     whole = padded[:, : official.codec.config.num_frames(padded.shape[1]) * official.codec.config.hop]
