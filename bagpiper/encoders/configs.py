@@ -153,7 +153,15 @@ class OmniConfig(EncoderConfig):
 
 @dataclass
 class Qwen3OmniConfig(OmniConfig):
-    """The tower of Qwen3-Omni (spec section 3.3), which the official model hears with."""
+    """The tower of Qwen3-Omni (spec section 3.3), which the official model hears with.
+
+    Attributes:
+        isolate: whether the states of a clip under 1 s are those of the clip alone. The official code puts all clips
+            of a batch into one call, where such a clip's states depend on whether a longer one is there (golden
+            quirk 4).
+    """
+
+    isolate: bool = True
 
     kind: ClassVar[str] = "qwen3_omni"
     chunk: ClassVar[int] = 100
