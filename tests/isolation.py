@@ -18,9 +18,10 @@ def check_isolation(module: Callable[[Tensors], Tensors], clips: Tensors, distur
         module: takes and returns a list of clips.
         clips: the batch.
         disturbed: index of the clip that changes.
-        disturbance: added to it; NaN shows what a weight of zero hides.
+        disturbance: added to it, backwards; NaN shows what a weight of zero hides.
     """
-    changed = [clip + disturbance if index == disturbed else clip for index, clip in enumerate(clips)]
+    # turned round, too: encoders may take a clip's mean away
+    changed = [clip.flip(0) + disturbance if index == disturbed else clip for index, clip in enumerate(clips)]
     results = []
     for batch in (clips, changed):
         leaves = [clip.clone().requires_grad_() for clip in batch]

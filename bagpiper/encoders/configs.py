@@ -176,6 +176,12 @@ class Qwen3OmniConfig(OmniConfig):
                 f"encoder {self.kind}: n_window must be {self.chunk // 2}, got {n_window}; transformers counts "
                 "13 states for every chunk, which holds for no other"
             )
+        window = fields.get("n_window_infer", self.chunk)
+        if window < self.chunk:
+            raise ValueError(
+                f"encoder {self.kind}: n_window_infer must be at least {self.chunk}, got {window}; attention reaches "
+                "over whole chunks"
+            )
 
     def num_frames(self, num_samples: int) -> int:
         """States: 13 for every whole chunk of 100 mel frames; the rest halved three times (spec section 3.2)."""
