@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from bagpiper.component import Encoder
 from bagpiper.encoders.configs import OMNI_HOP, OmniConfig
@@ -100,24 +101,20 @@ class OmniEncoder(Encoder):
     def forward(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
         """See ``Encoder.forward``."""
         clips = [self.features(wave) for wave in waves]
-        states: dict[int, torch.Tensor] = {}
-        for group in self.groups([len(clip) for clip in clips]):
-            states.update(zip(group, self._encode([clips[index] for index in group]), strict=True))
+        heard = [clip for clip in clips if len(clip)]
+        states = iter(self._encode(heard) if heard else [])
         nothing = self.window.new_zeros(0, self.config.width)
-        return [states.get(index, nothing) for index in range(len(waves))]
-
-    def groups(self, num_mel_frames: Sequence[int]) -> list[list[int]]:
-        """Which clips share a call of the tower; clips without a frame are left out."""
-        heard = [index for index, length in enumerate(num_mel_frames) if length]
-        return [heard] if heard else []
+        return [next(states) if len(clip) else nothing for clip in clips]
 
     def _encode(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Mel frames ``[L_i, num_mel_bins]`` -> states, in one call."""
-        parameter = next(self.tower.parameters())
-        mel = torch.cat(clips).T.to(parameter.dtype)
+        """Mel frames ``[L_i, num_mel_bins]``, at least one each -> states, in one call of transformers' tower."""
+        mel = torch.cat(clips).T.to(next(self.tower.parameters()).dtype)
         lengths = torch.tensor([len(clip) for clip in clips], device=mel.device)
         states = self.tower(input_features=mel, feature_lens=lengths).last_hidden_state
-        return split_clips(states, [self.config.num_frames(len(clip) * OMNI_HOP) for clip in clips])
+        return split_clips(states, self._num_states(clips))
+
+    def _num_states(self, clips: list[torch.Tensor]) -> list[int]:
+        return [self.config.num_frames(len(clip) * OMNI_HOP) for clip in clips]
 
     def _build(self, fields: dict[str, Any]) -> Any:
         """The tower of a config, with random weights."""
@@ -166,23 +163,55 @@ class OmniEncoder(Encoder):
 class Qwen3OmniEncoder(OmniEncoder):
     """The AuT tower of Qwen3-Omni (spec section 3.3).
 
-    Convolutions run over chunks of 100 mel frames that are padded to the longest chunk of a call. Alone, a clip under
-    1 s ends in the convolutions' own zeros; beside a longer one it ends in 100 frames of what the convolutions make of
-    zeros (golden quirk 4). So clips of 100 frames and more share a call, and shorter ones only with their equals,
-    unless ``isolate: false`` asks for the official states.
+    Convolutions run over chunks of 100 mel frames, attention over windows of ``n_window_infer``. transformers fills the
+    chunks of a call up to the longest, and every convolution sees what the one before made of the filling. So it is in
+    the last chunk of a clip of 1 s and more, whatever its batch mates; but a shorter clip ends in the convolutions' own
+    zeros when alone, and in filling beside a longer one (golden quirk 4). Here it always ends in zeros, and all clips
+    share one call.
     """
 
     fields = (*TOWER_FIELDS, "n_window_infer", "conv_chunksize", "downsample_hidden_size")
 
-    def groups(self, num_mel_frames: Sequence[int]) -> list[list[int]]:
-        """See ``OmniEncoder.groups``."""
+    def _encode(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
+        """See ``OmniEncoder._encode``; ``isolate: false`` leaves it to transformers."""
         if not self.config.isolate:
-            return super().groups(num_mel_frames)
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(num_mel_frames):
-            if length:
-                groups.setdefault(min(length, self.config.chunk), []).append(index)
-        return list(groups.values())
+            return super()._encode(clips)
+        tower = self.tower
+        size = self.config.chunk
+        chunks = [chunk for clip in clips for chunk in clip.split(size)]
+        ends = [min(len(clip), size) for clip in clips for _ in range(0, len(clip), size)]
+        rows = self._convolve(chunks, ends)
+        counts = self._num_states(clips)
+        window = self.positions(tower.config) * (tower.config.n_window_infer // size)
+        sizes = [min(window, count - start) for count in counts for start in range(0, count, window)]
+        # on the CPU: every layer asks for the borders as Python numbers
+        borders = F.pad(torch.tensor(sizes).cumsum(0), (1, 0))
+        for layer in tower.layers:
+            rows = layer(rows, borders)[0]
+        return split_clips(tower.proj2(tower.act(tower.proj1(tower.ln_post(rows)))), counts)
+
+    def _convolve(self, chunks: list[torch.Tensor], ends: list[int]) -> torch.Tensor:
+        """What attention sees of chunks, laid end to end.
+
+        Args:
+            chunks: mel frames ``[L_i, num_mel_bins]``.
+            ends: frame of each chunk from which on every convolution sees zeros, not before ``L_i``.
+        """
+        tower = self.tower
+        padded = pad_sequence(chunks, batch_first=True).transpose(1, 2).unsqueeze(1).to(tower.conv2d1.weight.dtype)
+        counts = torch.tensor(self._num_states(chunks))
+        size = tower.config.conv_chunksize  # bounds the memory of the first convolution: 6 MB a chunk
+        parts = []
+        for part, end, count in zip(
+            padded.split(size), torch.tensor(ends).split(size), counts.split(size), strict=True
+        ):
+            for convolution in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
+                part, end = F.gelu(convolution(part)), (end + 1) // 2
+                part = part.masked_fill(~_before(end, part)[:, None, None], 0.0)
+            rows = tower.conv_out(part.permute(0, 3, 1, 2).flatten(2))
+            positions = tower.positional_embedding.positional_embedding[: rows.shape[1]]
+            parts.append((rows + positions.to(rows.dtype))[_before(count, part)])
+        return torch.cat(parts)
 
     @staticmethod
     def classes() -> tuple[Any, Any]:
@@ -213,3 +242,8 @@ class Qwen25OmniEncoder(OmniEncoder):
     def positions(config: Any) -> int:
         """See ``OmniEncoder.positions``."""
         return int(config.n_window)
+
+
+def _before(ends: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Which frames of ``rows [n, ..., T]`` come before the end of their chunk: bool ``[n, T]`` on its device."""
+    return (torch.arange(rows.shape[-1]) < ends[:, None]).to(rows.device)

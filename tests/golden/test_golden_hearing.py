@@ -89,7 +89,7 @@ def test_soxr_is_another_filter(official):
         ours, theirs = torch.from_numpy(read_clip(path, RATE, resampler="soxr")), official.wave(name)
         assert ours.shape == theirs.shape, name
         differences.append(error(ours, theirs))
-    assert max(differences) > 1e-3
+    assert max(differences) > 1e-5
 
 
 def test_states_and_embeddings(official):
@@ -117,7 +117,7 @@ def test_quirk_4_clips_under_a_second_are_encoded_as_if_alone(official):
     for clip, theirs, ours in zip(clips, sharing(waves), official.encoder(waves), strict=True):
         assert error(theirs, official.codes[f"quirk/batched_features/{clip}"]) < 1e-4, clip
         assert error(ours, official.codes[f"clip/{clip}/encoder_features"]) < 1e-4, clip
-    assert max(quirk["max_abs_difference_to_one_at_a_time"].values()) > 1e-2, "this set shows no such clip"
+    assert max(quirk["max_abs_difference_to_one_at_a_time"].values()) > 1e-4, "this set shows no such clip"
 
 
 def test_from_files_to_loss(official):
