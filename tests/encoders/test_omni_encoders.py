@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isolation import DISTURBANCES, check_isolation
@@ -315,6 +316,34 @@ def test_a_tower_alone_is_read_as_transformers_saves_it(kind: str, tmp_path: Pat
     loaded = build("encoder", type(original.config)(source=str(tmp_path / "tower"), output_width=WIDTH)).eval()
     (wave,) = noise(9000)
     assert torch.equal(loaded([wave])[0], original([wave])[0])
+
+
+def test_only_shards_of_the_tower_are_fetched_from_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = encoder("qwen3_omni")
+    write_omni(tmp_path / "omni", original, "thinker.audio_tower.", ("thinker_config", "audio_config"))
+    original.tower.save_pretrained(tmp_path / "tower")
+    fetched: list[str] = []
+
+    def download(repository: str, name: str) -> str:
+        fetched.append(name)
+        path = tmp_path / repository.removeprefix("qwen/") / name
+        if not path.is_file():
+            raise EntryNotFoundError(name)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    build("encoder", Qwen3OmniConfig(source="qwen/omni", output_width=WIDTH))
+    assert set(fetched) == {
+        "config.json",
+        "model.safetensors.index.json",
+        "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",
+    }
+    (wave,) = noise(9000)
+    loaded = build("encoder", Qwen3OmniConfig(source="qwen/tower", output_width=WIDTH)).eval()
+    assert torch.equal(loaded([wave])[0], original([wave])[0])
+    with pytest.raises(ValueError, match="'qwen/nothing'.*has no config.json"):
+        build("encoder", Qwen3OmniConfig(source="qwen/nothing"))
 
 
 def test_wrong_configs_are_refused() -> None:
