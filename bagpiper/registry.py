@@ -107,5 +107,6 @@ for _kind, _name, _config, _component in (
     ("codec", "rvq", "bagpiper.codecs.configs:RvqConfig", "bagpiper.codecs.rvq:RvqCodec"),
     ("codec", "encodec", "bagpiper.codecs.configs:EncodecConfig", "bagpiper.codecs.encodec:EncodecCodec"),
     ("head", "parallel", "bagpiper.heads.configs:ParallelConfig", "bagpiper.heads.parallel:ParallelHead"),
+    ("head", "depth", "bagpiper.heads.configs:DepthConfig", "bagpiper.heads.depth:DepthHead"),
 ):
     register(_kind, _name, config=_config, component=_component)

@@ -174,17 +174,24 @@ class Decoder:
         """
         if group.segment < len(self.plan):
             return [(self.plan[group.segment], group)]
-        scores = self.model.logits(group.hidden, 1)[:, 0]
-        is_audio = (scores[:, AUDIO] > scores[:, TEXT]).tolist()
+        choices = self._choose_modalities(group)
         parts: list[tuple[Modality, _Group]] = []
         modalities: tuple[Modality, Modality] = ("text", "audio")
         for modality in modalities:
-            places = [place for place, choice in enumerate(is_audio) if choice == (modality == "audio")]
-            if len(places) == len(is_audio):
+            places = [place for place, choice in enumerate(choices) if choice == modality]
+            if len(places) == len(choices):
                 return [(modality, group)]
             if places:
                 parts.append((modality, self._subgroup(group, places)))
         return parts
+
+    def _choose_modalities(self, group: _Group) -> list[Modality]:
+        """What the model makes of every member's next segment."""
+        head = self.model.head
+        state = head.start(group.hidden, self.model.output_rows, 1)
+        candidates = torch.tensor([[TEXT, AUDIO]], device=self.device)
+        text, audio = head.next_logits(state, slice(0, 1), candidates, None)[:, 0].unbind(-1)
+        return ["audio" if is_audio else "text" for is_audio in (audio > text).tolist()]
 
     def _subgroup(self, group: _Group, places: list[int]) -> _Group:
         index = torch.tensor(places, device=self.device)
@@ -271,21 +278,47 @@ class Decoder:
         live = torch.tensor(run.running * 2 if guided else run.running, device=self.device).long()
         embeds = self.model.embed_rows(fed)[:, None]
         hidden = self.model.extend(run.cache, torch.cat([embeds, embeds]) if guided else embeds, live)[:, 0]
-        candidates = run.rules.candidates(row)
-        logits = _pick(self.model.logits(hidden, len(candidates)), candidates)
-        if guided:
-            logits = guide(logits, run.settings.cfg)
-        logits = logits.masked_fill(~run.rules.allowed(row), -torch.inf)
-        places = draw(logits, run.noise.row(row), temperature=run.settings.temperature, top_k=run.settings.top_k)
-        drawn = candidates.gather(1, places.T).T
-        first = drawn[:, 0].tolist()
-        ids = run.rules.settle(row, drawn, first)
+        candidates, allowed = run.rules.candidates(row), run.rules.allowed(row)
+        head = self.model.head
+        state = head.start(hidden, self.model.output_rows, len(candidates))
+        drawn = ids = fed[:, :0]
+        first: list[int] = []
+        seen: list[torch.Tensor] = []
+        for streams in head.blocks(len(candidates)):
+            before = None if not streams.start else torch.cat([ids, ids]) if guided else ids
+            logits = head.next_logits(state, streams, candidates[streams], before)
+            if guided:
+                logits = guide(logits, run.settings.cfg)
+            logits = logits.masked_fill(~allowed[..., streams, :], -torch.inf)
+            drawn = torch.cat([drawn, self._choose(run, row, streams, logits, candidates[streams])], dim=1)
+            first = first or drawn[:, 0].tolist()
+            ids = run.rules.settle(row, drawn, first)
+            seen.append(logits)
         if self.on_step is not None:
             alive = [position for position, running in enumerate(run.running) if running]
             numbers = tuple(self.offset + run.group.members[run.places[position]] for position in alive)
-            step = Step(numbers, run.group.segment, run.modality, row, ids[alive], candidates, logits[alive])
-            self.on_step(step)
+            logits = torch.cat(seen, dim=1)[alive]
+            self.on_step(Step(numbers, run.group.segment, run.modality, row, ids[alive], candidates, logits))
         return ids, first
+
+    def _choose(
+        self, run: _Run, row: int, streams: slice, logits: torch.Tensor, candidates: torch.Tensor
+    ) -> torch.Tensor:
+        """Draw a block of streams.
+
+        Args:
+            run: the segment.
+            row: number of the row.
+            streams: the block.
+            logits: ``[n, d, C]``, after guidance and masks.
+            candidates: joint ids ``[d, C]``.
+
+        Returns:
+            joint ids ``[n, d]``.
+        """
+        uniforms = run.noise.row(row)[:, streams]
+        places = draw(logits, uniforms, temperature=run.settings.temperature, top_k=run.settings.top_k)
+        return candidates.gather(1, places.T).T
 
     def _drop_finished(self, run: _Run, fed: torch.Tensor) -> torch.Tensor:
         """Take conversations that say nothing more out of the batch, once they are half of it."""
@@ -317,11 +350,3 @@ class Decoder:
         empty.lengths = lengths - 1
         self._feed(empty, [self._embed(kept)] * size)
         return KeyValueCache.concatenate(cache, empty)
-
-
-def _pick(logits: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Logits ``[N, D, C]`` of the candidates ``[D, C]`` among those of the vocabulary, ``[N, S, V]``."""
-    streams = torch.arange(len(candidates), device=logits.device)[:, None]
-    # one flat index: 0.04 ms for 32 rows of 4 x 257 candidates, against 0.21 ms with an index per dimension
-    places = (streams * logits.shape[-1] + candidates).flatten()
-    return logits.flatten(1).index_select(1, places).unflatten(1, candidates.shape)
