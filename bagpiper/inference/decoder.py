@@ -55,7 +55,7 @@ class Step:
 
 
 @dataclass
-class _Group:
+class Group:
     """Conversations that stand before the same segment.
 
     Attributes:
@@ -81,7 +81,7 @@ class Drawn:
 
 
 @dataclass
-class _Run:
+class SegmentRun:
     """A segment while it is drawn. Its batch shrinks, ``places`` tells who is left.
 
     Attributes:
@@ -92,7 +92,7 @@ class _Run:
         drawn: the rows of each place, ``[places, limit, S]``.
     """
 
-    group: _Group
+    group: Group
     modality: Modality
     settings: DecodeSettings
     rules: Rules
@@ -142,7 +142,7 @@ class Decoder:
         """Segments of every conversation."""
         cache = KeyValueCache(len(conversations), self.device)
         hidden = self._feed(cache, embed_prompts(self.model, conversations, self.settings.max_seconds, self.device))
-        groups = [_Group(list(range(len(conversations))), cache, hidden, 0)]
+        groups = [Group(list(range(len(conversations))), cache, hidden, 0)]
         while groups:
             for modality, group in self._part(groups.pop()):
                 following = self._decode(group, modality)
@@ -167,7 +167,7 @@ class Decoder:
 
     # -- which modality --------------------------------------------------------------------------------------------
 
-    def _part(self, group: _Group) -> list[tuple[Modality, _Group]]:
+    def _part(self, group: Group) -> list[tuple[Modality, Group]]:
         """Split a group by the modality of its next segment: the plan's, or else the model's choice.
 
         Only text and audio are ever compared: the official arg-max may be image, video or toolcall and crash.
@@ -175,7 +175,7 @@ class Decoder:
         if group.segment < len(self.plan):
             return [(self.plan[group.segment], group)]
         choices = self._choose_modalities(group)
-        parts: list[tuple[Modality, _Group]] = []
+        parts: list[tuple[Modality, Group]] = []
         modalities: tuple[Modality, Modality] = ("text", "audio")
         for modality in modalities:
             places = [place for place, choice in enumerate(choices) if choice == modality]
@@ -185,7 +185,7 @@ class Decoder:
                 parts.append((modality, self._subgroup(group, places)))
         return parts
 
-    def _choose_modalities(self, group: _Group) -> list[Modality]:
+    def _choose_modalities(self, group: Group) -> list[Modality]:
         """What the model makes of every member's next segment."""
         head = self.model.head
         state = head.start(group.hidden, self.model.output_rows, 1)
@@ -193,10 +193,10 @@ class Decoder:
         text, audio = head.next_logits(state, slice(0, 1), candidates, None)[:, 0].unbind(-1)
         return ["audio" if is_audio else "text" for is_audio in (audio > text).tolist()]
 
-    def _subgroup(self, group: _Group, places: list[int]) -> _Group:
+    def _subgroup(self, group: Group, places: list[int]) -> Group:
         index = torch.tensor(places, device=self.device)
         members = [group.members[place] for place in places]
-        return _Group(members, group.cache.select(index), group.hidden[index], group.segment)
+        return Group(members, group.cache.select(index), group.hidden[index], group.segment)
 
     # -- one segment -----------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Decoder:
         """Whether another segment follows one that ended with the id ``last`` in stream 0."""
         return segment + 1 < self.most and (segment + 1 < len(self.plan) or last == EOT)
 
-    def _decode(self, group: _Group, modality: Modality) -> _Group | None:
+    def _decode(self, group: Group, modality: Modality) -> Group | None:
         """Decode a segment; the group that goes on after it, or None."""
         run = self._draw_rows(group, modality)
         planned = group.segment + 1 < len(self.plan)
@@ -229,9 +229,9 @@ class Decoder:
         if not members:
             return None
         cache = run.cache.select(torch.tensor(kept, device=self.device))  # drops the unconditional branch, if any
-        return _Group(members, cache, self._feed(cache, pending), group.segment + 1)
+        return Group(members, cache, self._feed(cache, pending), group.segment + 1)
 
-    def _draw_rows(self, group: _Group, modality: Modality) -> _Run:
+    def _draw_rows(self, group: Group, modality: Modality) -> SegmentRun:
         """Draw rows until every conversation has ended or the limit is reached."""
         size = len(group.members)
         settings: DecodeSettings = getattr(self.settings, modality)
@@ -244,7 +244,7 @@ class Decoder:
             num_clips=size,
             device=self.device,
         )
-        run = _Run(
+        run = SegmentRun(
             group=group,
             modality=modality,
             settings=settings,
@@ -272,7 +272,7 @@ class Decoder:
             fed = self._drop_finished(run, fed)
         return run
 
-    def _draw_row(self, run: _Run, row: int, fed: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    def _draw_row(self, run: SegmentRun, row: int, fed: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         """Feed a row ``[n, S]`` and draw the next one: ``[n, S]``, and its stream 0 on the host."""
         guided = run.settings.cfg > 1
         live = torch.tensor(run.running * 2 if guided else run.running, device=self.device).long()
@@ -302,7 +302,7 @@ class Decoder:
         return ids, first
 
     def _choose(
-        self, run: _Run, row: int, streams: slice, logits: torch.Tensor, candidates: torch.Tensor
+        self, run: SegmentRun, row: int, streams: slice, logits: torch.Tensor, candidates: torch.Tensor
     ) -> torch.Tensor:
         """Draw a block of streams.
 
@@ -320,7 +320,7 @@ class Decoder:
         places = draw(logits, uniforms, temperature=run.settings.temperature, top_k=run.settings.top_k)
         return candidates.gather(1, places.T).T
 
-    def _drop_finished(self, run: _Run, fed: torch.Tensor) -> torch.Tensor:
+    def _drop_finished(self, run: SegmentRun, fed: torch.Tensor) -> torch.Tensor:
         """Take conversations that say nothing more out of the batch, once they are half of it."""
         if 2 * sum(run.over) < len(run.over):
             return fed
