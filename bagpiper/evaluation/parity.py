@@ -125,16 +125,20 @@ def _first_answers(example: Example) -> Example | None:
     return replace(example, conversation=replace(conversation, messages=conversation.messages[:count]), clips=clips)
 
 
+def _direction(example: Example) -> str:
+    """``audio`` if the answer holds some, perhaps after a text; else ``text``."""
+    return "audio" if any(message.is_spoken for message in example.conversation.messages) else "text"
+
+
 def _first_of_each(examples: Sequence[Example]) -> list[Example]:
-    """The first examples of each direction (the modality of the first answer), cut after their first answer."""
+    """The first examples of each direction, cut after their first answer."""
     found: dict[str, list[Example]] = {"text": [], "audio": []}
     for example in examples:
         cut = _first_answers(example)
         if cut is None:
             continue
-        answer = cut.conversation.messages[len(cut.conversation.prompt().messages)]
-        if len(found[answer.modality]) < _POOL:
-            found[answer.modality].append(cut)
+        if len(found[_direction(cut)]) < _POOL:
+            found[_direction(cut)].append(cut)
         if all(len(group) == _POOL for group in found.values()):
             break
     return [*found["text"], *found["audio"]]
@@ -155,7 +159,7 @@ def choose_examples(layout: Layout, valid: Sequence[Example], train: Sequence[Ex
     groups: list[list[Measured]] = []
     for modality in ("text", "audio"):
         for examples in (valid, train):
-            group = [item for item in _measured(layout, examples) if _answered_in(item) == modality]
+            group = [item for item in _measured(layout, examples) if _direction(item.example) == modality]
             if group:
                 groups.append(sorted(group, key=lambda item: item.rows))
                 break
@@ -172,11 +176,6 @@ def _measured(layout: Layout, examples: Sequence[Example]) -> list[Measured]:
         except BadExample:
             continue  # training counts and reports these
     return measured
-
-
-def _answered_in(measured: Measured) -> str:
-    conversation = measured.example.conversation
-    return conversation.messages[len(conversation.prompt().messages)].modality
 
 
 # -- the comparison ----------------------------------------------------------------------------------------------------

@@ -52,12 +52,17 @@ class Nf4Linear(Linear4bit):
         packed, absmax = self._packed()
         return bnb_functional.dequantize_4bit(packed, _quant_state(absmax, (self.out_features, self.in_features)))
 
+    def packed_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the tensors that hold the weight in a state dict, filled or not."""
+        size = self.in_features * self.out_features
+        return {"weight": torch.Size([-(-size // 2), 1]), "absmax": torch.Size([-(-size // BLOCK_SIZE)])}
+
     def _packed(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed weight and scales, in the layout that does not depend on the machine."""
         destination: dict[str, Any] = {}
         # bitsandbytes repacks weights on CPUs with AVX512-BF16 and undoes it here
         super()._save_to_state_dict(destination, "", keep_vars=False)
-        return destination["weight"], destination["weight.absmax"]
+        return destination["weight"], destination["weight.absmax"].flatten()  # undone, the scales are a matrix
 
     def _set_float_weight(self, weight: torch.Tensor) -> None:
         parameter: Any = Params4bit(

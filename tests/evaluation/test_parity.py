@@ -63,7 +63,9 @@ def build(
 ) -> Bagpiper:
     """A random model whose distributions are far from flat and whose adaptors do something."""
     made = codec_of(codec)
-    settings = tiny_settings(head=HEADS[head], codec=made.config, pattern=pattern)
+    # 4-bit layers on CPUs with AVX512-BF16 want multiples of a block of 64 weights
+    llm = {} if lora is None else {"hidden_size": 64, "head_dim": 16, "intermediate_size": 64}
+    settings = tiny_settings(head=HEADS[head], codec=made.config, pattern=pattern, llm=llm)
     torch.manual_seed(0)
     model = Bagpiper.build(settings, tokenizer(), codec=copy.deepcopy(made)).eval()
     with torch.no_grad():
@@ -186,7 +188,9 @@ def test_bfloat16_weights_and_training_in_bfloat16(check: Checker) -> None:
     report = check(build(), precision="bf16-mixed")
     assert report.passed and report.comparisons[-1].way == AUTOCAST
     assert report.comparisons[-1].difference > 10 * report.comparisons[0].difference
-    model = build().bfloat16()
+    model = build()
+    for part in (model.llm, model.input_rows, model.output_rows, model.head):
+        part.bfloat16()
     report = check(model)
     assert report.passed and report.numbers == "bfloat16", report.as_json()
 
@@ -223,8 +227,9 @@ def test_a_position_off_by_one_in_the_cache(check: Checker, monkeypatch: pytest.
         positions = begin(self, new_lengths, width)
         return positions + 1 if width == 1 else positions
 
+    model = build()  # first: the probe of a new LLM would notice as well
     monkeypatch.setattr(KeyValueCache, "begin", late)
-    assert failed(check(build())) == [STEP, BATCH]
+    assert failed(check(model)) == [STEP, BATCH]
 
 
 def test_a_cache_that_forgets_who_is_who(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +265,7 @@ def test_a_merge_that_is_slightly_wrong(check: Checker, monkeypatch: pytest.Monk
     assert failed(check(build(lora=LORA), lora=LORA)) == [MERGED]
 
 
-@pytest.mark.parametrize("name", ["llm.model.norm.weight", "output_rows.new", "adaptor.hidden.bias", "head.outputs"])
+@pytest.mark.parametrize("name", ["llm.model.norm.weight", "output_rows.new", "adaptor.hidden.weight", "head.outputs"])
 def test_an_export_that_loses_something(check: Checker, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     load_model = parity.load_model
 
