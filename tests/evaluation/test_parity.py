@@ -63,8 +63,8 @@ def build(
 ) -> Bagpiper:
     """A random model whose distributions are far from flat and whose adaptors do something."""
     made = codec_of(codec)
-    # 4-bit layers on CPUs with AVX512-BF16 want multiples of a block of 64 weights
-    llm = {} if lora is None else {"hidden_size": 64, "head_dim": 16, "intermediate_size": 64}
+    # with LoRA, matrices that hold several blocks of 4-bit weights (64) in both directions
+    llm = {} if lora is None else {"hidden_size": 64, "head_dim": 16, "intermediate_size": 192}
     settings = tiny_settings(head=HEADS[head], codec=made.config, pattern=pattern, llm=llm)
     torch.manual_seed(0)
     model = Bagpiper.build(settings, tokenizer(), codec=copy.deepcopy(made)).eval()
@@ -147,12 +147,13 @@ def failed(report: ParityReport) -> list[str]:
     return [comparison.way for comparison in report.comparisons if not comparison.passed]
 
 
-CASES = [
-    (head, codec, pattern)
-    for head in HEADS
-    for codec in ("rvq", "encodec")
-    for pattern in PATTERNS
-    if pattern != "flatten" or head == "joint"  # the others are refused: flatten has one stream for all codebooks
+# flatten has one stream for all codebooks, which the other heads refuse
+CASES = [(head, "rvq", pattern) for head in HEADS for pattern in PATTERNS if pattern != "flatten" or head == "joint"]
+CASES += [
+    ("depth", "encodec", "delay"),
+    ("depth", "encodec", "parallel"),
+    ("joint", "encodec", "flatten"),
+    ("per_codebook", "encodec", "coarse_first"),
 ]
 
 
@@ -173,7 +174,7 @@ def test_parity_holds(check: Checker, head: str, codec: str, pattern: str) -> No
     assert report.ids == sum(texts) + 2 + rows * streams + 1  # one END per segment
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["joint", "depth"])
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_parity_holds_with_adaptors(check: Checker, head: str, quantize: str) -> None:
     settings = dataclasses.replace(LORA, quantize=quantize)
@@ -181,6 +182,7 @@ def test_parity_holds_with_adaptors(check: Checker, head: str, quantize: str) ->
     assert report.passed, report.as_json()
     assert report.numbers == ("float32" if quantize == "none" else "nf4")
     assert [c.way for c in report.comparisons] == [STEP, BATCH, MERGED, RELOADED]
+    assert report.comparisons[-1].difference == 0.0  # packed weights are saved as they are
     assert not any(c.skipped for c in report.comparisons)
 
 
