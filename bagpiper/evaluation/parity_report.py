@@ -44,10 +44,10 @@ LIMITS = {
 """By what the weights are kept in; ``bfloat16`` is also the limit of a training forward pass under ``bf16-mixed``.
 
 Measured on CPUs, in parts of the largest logit: float32 1e-6 on tiny models and 2e-6 on SmolLM2 (30 layers). bfloat16
-rounds every activation to 8 bits: 0.4 % of the largest logit (tiny, training precision), 2.2 % (tiny with large random
-adaptors, which amplify), 1.4 % (SmolLM2, training precision), so 5 % is twice what was seen, and ids are counted but
-not judged. NF4 weights are computed with in float32, after they are unpacked: 2e-6 on a CPU. Ten times the float32
-limit leaves room for CUDA, where other kernels unpack for one row than for many.
+rounds every activation to 8 bits: 0.4 % (tiny, training precision), 2.2 % (tiny with large random adaptors, which
+amplify), 1.4 % (SmolLM2, training precision), 2.3 % (SmolLM2, bfloat16 weights); 5 % is twice what was seen, and ids
+are counted but not judged. NF4 weights are computed with in float32, after they are unpacked: 2e-6 on a CPU. Ten times
+the float32 limit leaves room for CUDA, where other kernels unpack for one row than for many.
 """
 
 
