@@ -6,10 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
+
+if TYPE_CHECKING:
+    from bagpiper.rows import TokenRows
+
+Metrics = dict[str, torch.Tensor]
+"""Name -> float32 ``[2]``: a sum and the count it is divided by."""
 
 
 class Component(LightningModule):
@@ -113,5 +119,71 @@ class Codec(Component):
 
         Returns:
             float32 ``[config.num_samples(T_i)]`` each.
+        """
+        raise NotImplementedError
+
+
+class Head(Component):
+    """LLM hidden states -> the streams of the next row, and the loss.
+
+    Built with ``width`` (the LLM's), ``num_streams`` and ``codebook_size``.
+
+    A row is drawn block by block: ``blocks`` says which streams are drawn together, ``start`` begins the rows of a
+    batch, ``next_logits`` gives the distributions of a block once the blocks before it are settled.
+    """
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Weighted sum of cross-entropies.
+
+        Args:
+            hidden: ``[N, H]``.
+            targets: joint ids ``[N, S]`` of the rows that the states predict.
+            weights: loss weights ``[N, S]``.
+            rows: the output rows.
+
+        Returns:
+            the loss (a plain sum, z-loss included) and metrics per group of targets.
+        """
+        raise NotImplementedError
+
+    def logits(
+        self, hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Raw logits over the joint vocabulary, float32, by the same computation as the loss.
+
+        Args:
+            hidden: ``[N, H]``.
+            rows: the output rows.
+            num_streams: how many streams, from the first; None means all. Text needs one.
+            ids: joint ids ``[N, S]`` of the rows that the states predict, for heads whose streams see those before.
+
+        Returns:
+            ``[N, S, V]``.
+        """
+        raise NotImplementedError
+
+    def blocks(self, num_streams: int) -> list[slice]:
+        """The first ``num_streams`` streams as blocks that are drawn one after another, stream 0 in the first."""
+        raise NotImplementedError
+
+    def start(self, hidden: torch.Tensor, rows: TokenRows, num_streams: int) -> Any:
+        """Begin the rows that states ``[N, H]`` predict; what is returned goes to ``next_logits``."""
+        raise NotImplementedError
+
+    def next_logits(
+        self, state: Any, streams: slice, candidates: torch.Tensor, ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits of a block, float32.
+
+        Args:
+            state: of ``start``; every block of ``blocks`` is asked for once, in order.
+            streams: the block.
+            candidates: joint ids ``[D, C]`` that its streams choose from.
+            ids: joint ids of the streams before the block, ``[N, streams.start]``; None for the first block.
+
+        Returns:
+            ``[N, D, C]``.
         """
         raise NotImplementedError

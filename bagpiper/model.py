@@ -11,7 +11,7 @@ from lightning import LightningModule
 
 from bagpiper import registry
 from bagpiper.batch import Batch
-from bagpiper.component import Adaptor, Codec, Component, Encoder
+from bagpiper.component import Adaptor, Codec, Component, Encoder, Head
 from bagpiper.conversation import Template
 from bagpiper.llms.cache import KeyValueCache
 from bagpiper.meter import Meter
@@ -23,7 +23,6 @@ from bagpiper.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from bagpiper.heads.parallel import ParallelHead
     from bagpiper.llms.hf import HfBackbone
     from bagpiper.llms.tokenizer import TextTokenizer
 
@@ -59,7 +58,7 @@ class Bagpiper(LightningModule):
     adaptor: Adaptor
     llm: HfBackbone
     codec: Codec
-    head: ParallelHead
+    head: Head
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class Bagpiper(LightningModule):
         adaptor: Adaptor,
         llm: HfBackbone,
         codec: Codec,
-        head: ParallelHead,
+        head: Head,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -120,7 +119,13 @@ class Bagpiper(LightningModule):
         encoder = registry.build("encoder", settings.encoder)
         adaptor = registry.build("adaptor", settings.adaptor, width_in=settings.encoder.width, width_out=llm.width)
         num_streams = get_pattern(settings.pattern).streams(settings.codec.num_codebooks)
-        head = registry.build("head", settings.head, width=llm.width, num_streams=num_streams)
+        head = registry.build(
+            "head",
+            settings.head,
+            width=llm.width,
+            num_streams=num_streams,
+            codebook_size=settings.codec.codebook_size,
+        )
         codec = codec if codec is not None else registry.build("codec", settings.codec)
         codec.requires_grad_(False)
         return cls(settings, tokenizer, encoder=encoder, adaptor=adaptor, llm=llm, codec=codec, head=head)
@@ -180,10 +185,14 @@ class Bagpiper(LightningModule):
         rows = torch.cat([torch.arange(start, start + length) for start, length in slots]).to(ids.device)
         return embeds.index_copy(0, rows, torch.cat(heard).to(embeds.dtype))
 
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """The LLM's states ``[T, H]`` of a pack; those of row t predict row t + 1."""
+        embeds = self.embed(batch.ids, batch.slots, batch.waves)
+        return self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
+
     def forward(self, batch: Batch) -> Loss:
         """Loss of a pack: row t predicts row t + 1 of the same example."""
-        embeds = self.embed(batch.ids, batch.slots, batch.waves)
-        hidden = self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
+        hidden = self.hidden_states(batch)
         # the first row of every example has weight 0, so nothing is predicted across a border
         targeted = batch.weights[1:].any(-1)
         total, metrics = self.head(
@@ -194,9 +203,11 @@ class Bagpiper(LightningModule):
         )
         return Loss(total, metrics)
 
-    def logits(self, hidden: torch.Tensor, num_streams: int | None = None) -> torch.Tensor:
-        """Raw logits ``[N, S, V]`` (float32) of states ``[N, H]``, for the first ``num_streams`` streams or all."""
-        return self.head.logits(hidden, self.output_rows, num_streams)
+    def logits(
+        self, hidden: torch.Tensor, num_streams: int | None = None, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Raw logits ``[N, S, V]`` (float32) of states ``[N, H]``, see ``Head.logits``."""
+        return self.head.logits(hidden, self.output_rows, num_streams, ids)
 
     def extend(self, cache: KeyValueCache, embeds: torch.Tensor, new_lengths: torch.Tensor) -> torch.Tensor:
         """Run rows through the LLM and remember them.

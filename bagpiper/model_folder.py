@@ -126,16 +126,17 @@ def load_weights(model: Bagpiper, folder: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for name in (TRAINED, FROZEN):
         tensors.update(_read(folder / name))
-    own = model.state_dict()
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if hasattr(module, "packed_shapes"):  # a 4-bit layer, which is saved in another form than it is built in
+            own.update({f"{name}.{key}": shape for key, shape in module.packed_shapes().items()})
     differing = sorted(set(own) ^ set(tensors)) + sorted(
-        key for key in set(own) & set(tensors) if own[key].shape != tensors[key].shape
+        key for key in set(own) & set(tensors) if own[key] != tensors[key].shape
     )
     if differing:
         shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise UserError(f"{folder}: these tensors do not fit the model: {shown}")
-    with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(tensors[key])
+    model.load_state_dict(tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

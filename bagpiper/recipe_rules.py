@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bagpiper import registry
+from bagpiper.heads.configs import DepthConfig
 from bagpiper.patterns import PATTERNS
 from bagpiper.recipe_source import Keys, suggest
 from bagpiper.settings import RECIPE_VERSION, DecodeSettings, Recipe
@@ -143,6 +144,14 @@ def _model(recipe: Recipe) -> Iterator[Clash]:
     if model.pattern == "flatten" and getattr(model.head, "audio_softmax", "joint") == "per_codebook":
         message = "per_codebook needs a pattern with a stream per codebook; 'flatten' has one stream for all"
         yield _clash(message, "model.head.audio_softmax", "model.pattern")
+    if codec is not None and model.pattern in PATTERNS and isinstance(model.head, DepthConfig):
+        streams = PATTERNS[model.pattern].streams(codec.num_codebooks)
+        message = (
+            f"depth models the streams of a row among one another, and '{model.pattern}' with {codec.num_codebooks} "
+            "codebooks has one stream; choose the head 'parallel'"
+        )
+        if streams < 2:
+            yield _clash(message, "model.head", "model.pattern", "model.codec")
     if model.encoder is not None and model.adaptor is not None and model.encoder.sample_rate > 0:
         yield from _promises(model.encoder, model.adaptor)
 

@@ -118,5 +118,6 @@ for _kind, _name, _config, _component in (
     ("codec", "dac", "bagpiper.codecs.configs:DacConfig", "bagpiper.codecs.dac:DacCodec"),
     ("codec", "mimi", "bagpiper.codecs.configs:MimiConfig", "bagpiper.codecs.mimi:MimiCodec"),
     ("head", "parallel", "bagpiper.heads.configs:ParallelConfig", "bagpiper.heads.parallel:ParallelHead"),
+    ("head", "depth", "bagpiper.heads.configs:DepthConfig", "bagpiper.heads.depth:DepthHead"),
 ):
     register(_kind, _name, config=_config, component=_component)

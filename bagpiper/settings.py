@@ -297,6 +297,17 @@ class EvalSettings:
 
 
 @dataclass
+class ParitySettings:
+    """Whether training, decoding and the exported model compute the same (``bagpiper parity``).
+
+    Attributes:
+        at_end: compare when training ends, on two examples of the data.
+    """
+
+    at_end: bool = True
+
+
+@dataclass
 class Recipe:
     """Everything about a run.
 
@@ -324,6 +335,7 @@ class Recipe:
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
+    parity: ParitySettings = field(default_factory=ParitySettings)
 
     @property
     def run_folder(self) -> str:

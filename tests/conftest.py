@@ -64,7 +64,7 @@ def shared_parts(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, shared_parts, mlflow_template: Path) -> Path:
-    """The folder of a finished tiny run, with checkpoints, listening, MLflow and ``model/``; not to be changed."""
+    """The folder of a finished tiny run: checkpoints, listening, MLflow, parity, ``model/``; not to be changed."""
     from runs import tiny_recipe, use_template
 
     from bagpiper.settings import TrackingSettings
@@ -75,4 +75,5 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, shared_parts, mlflow_temp
     recipe = tiny_recipe(folder, shared_parts, validate_every=3, checkpoint_every=3)
     recipe.tracking = TrackingSettings()
     recipe.listening.every = 3
+    recipe.parity.at_end = True
     return run(recipe).folder

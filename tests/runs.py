@@ -16,6 +16,7 @@ from bagpiper.settings import (
     GenerationSettings,
     ListeningSettings,
     OptimizerSettings,
+    ParitySettings,
     Recipe,
     SoundscapesSettings,
     StageSettings,
@@ -71,6 +72,7 @@ def tiny_recipe(run_dir: Path, shared: Shared, **trainer) -> Recipe:
         trainer=TrainerSettings(**{"max_steps": STEPS, "accumulate": 2, "log_every": 2, **trainer}),
         listening=ListeningSettings(from_valid=1),
         tracking=TrackingSettings(enabled=False),
+        parity=ParitySettings(at_end=False),
         generation=GenerationSettings(
             text=DecodeSettings(max_rows=12, **short), audio=DecodeSettings(max_rows=12, min_rows=4, cfg=2.0, **short)
         ),

@@ -88,6 +88,15 @@ def _train(recipe: Recipe, resume: bool) -> None:
 
         evaluate(finished.folder, console=console)
     _show(finished, console)
+    if finished.parity is not None and not finished.parity.passed:
+        console.print(
+            f"The model is trained, but what is decoded or exported is not what was trained: see the table above, "
+            f"or {finished.folder / 'parity.json'}",
+            style="red",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
 
 
 def _show(finished: Finished, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Verbs that use a trained model: describe, render, ask, eval."""
+"""Verbs that use a trained model: describe, render, ask, eval, parity."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 def add_verbs(app: typer.Typer) -> None:
     """Add the verbs of this file."""
-    for name, verb in (("describe", describe), ("render", render), ("ask", ask), ("eval", evaluate)):
+    for name, verb in (
+        ("describe", describe),
+        ("render", render),
+        ("ask", ask),
+        ("eval", evaluate),
+        ("parity", parity),
+    ):
         app.command(name)(verb)
 
 
@@ -107,6 +113,21 @@ def evaluate(
 
     evaluate_run(run, clips=clips, cycles=cycles, device=device)
     typer.echo(f"written to {run / FILE}")
+
+
+def parity(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the recipe says.")] = None,
+) -> None:
+    """Compare training, decoding and the exported model on two examples; exit 1 if they differ."""
+    _check_run(run)
+    from bagpiper.evaluation.parity import parity as check
+    from bagpiper.evaluation.parity_report import FILE
+
+    report = check(run, device=device)
+    typer.echo(f"written to {run / FILE}")
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 def _check_run(run: Path) -> None:

@@ -20,3 +20,31 @@ class ParallelConfig:
     audio_softmax: Literal["joint", "per_codebook"] = "joint"
     z_loss: float = 0.0
     chunk: int = 1024
+
+
+@dataclass
+class DepthConfig:
+    """A small transformer over the streams of one row, as in Moshi (arXiv:2410.00037) and CSM.
+
+    Stream 0 is predicted from the LLM's state alone, every further stream from the state and the codes before it in the
+    same row, over its own codebook's ids.
+
+    Attributes:
+        width: of the depth transformer.
+        layers, heads: of the depth transformer.
+        z_loss: weight of the squared log-partition term.
+        chunk: rows that pass through the depth transformer, and whose logits exist, at once; 0 keeps all.
+    """
+
+    width: int = 256
+    layers: int = 3
+    heads: int = 4
+    z_loss: float = 0.0
+    chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.heads < 1 or self.width < 1 or self.width % self.heads:
+            raise ValueError(
+                "head depth: layers and heads must be at least 1, and width a multiple of heads; "
+                f"got width {self.width}, layers {self.layers}, heads {self.heads}"
+            )

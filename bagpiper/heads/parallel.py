@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from bagpiper.component import Component
+from bagpiper.component import Head, Metrics
 from bagpiper.heads.configs import ParallelConfig
+from bagpiper.heads.streams import first_stream_loss, joint_logits, measure, pick
 from bagpiper.ops.cross_entropy import linear_cross_entropy
 from bagpiper.rows import TokenRows
-from bagpiper.vocabulary import PAD
-
-Metrics = dict[str, torch.Tensor]
-"""Name -> float32 ``[2]``: a sum and the count it is divided by."""
 
 
-class ParallelHead(Component):
+class ParallelHead(Head):
     """Hidden states plus a learned embedding per stream, times the shared output rows.
 
     Attributes:
@@ -25,37 +21,24 @@ class ParallelHead(Component):
 
     config: ParallelConfig
 
-    def __init__(self, config: ParallelConfig, *, width: int, num_streams: int) -> None:
+    def __init__(
+        self, config: ParallelConfig, *, width: int, num_streams: int, codebook_size: int | None = None
+    ) -> None:
+        """Build; the output rows are shared, so ``codebook_size`` does not matter here."""
         super().__init__(config)
         self.streams = nn.Parameter(torch.zeros(num_streams, width))
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
     ) -> tuple[torch.Tensor, Metrics]:
-        """Weighted sum of cross-entropies.
+        """See ``Head.forward``.
 
         Stream 0 is normalised over the whole vocabulary, the others over the codec ids (all of them, or the stream's
-        own). A target id 0 in stream 0 is never trained on, as in the official code.
-
-        Args:
-            hidden: ``[N, H]``.
-            targets: joint ids ``[N, S]``.
-            weights: loss weights ``[N, S]``.
-            rows: the output rows.
-
-        Returns:
-            the loss (a plain sum, z-loss included) and metrics per group of targets.
+        own).
         """
         metrics: Metrics = {}
-        blocks = (rows.special, rows.text, rows.audio)
-        active = (weights[:, 0] > 0) & (targets[:, 0] != PAD)
-        ids = targets[active, 0]
-        nll, partition, correct = linear_cross_entropy(hidden[active], blocks, ids, self.config.chunk)
-        total = (nll * weights[active, 0]).sum()
-        z_terms = [partition.square().sum()]
-        is_audio = ids >= rows.vocabulary.audio_start
-        _measure(metrics, "text", nll[~is_audio], correct[~is_audio])
-        _measure(metrics, "codebook0", nll[is_audio], correct[is_audio])
+        total, z_term = first_stream_loss(hidden, targets, weights, rows, self.config.chunk, metrics)
+        z_terms = [z_term]
         for stream_loss, z_term in self._audio_streams(hidden, targets, weights, rows, metrics):
             total = total + stream_loss
             z_terms.append(z_term)
@@ -78,28 +61,30 @@ class ParallelHead(Component):
             state = hidden[active] + self.streams[stream]
             nll, partition, correct = linear_cross_entropy(state, (block,), local[active], self.config.chunk)
             losses.append(((nll * weights[active, stream]).sum(), partition.square().sum()))
-            _measure(metrics, f"codebook{stream}", nll, correct)
+            measure(metrics, f"codebook{stream}", nll, correct)
         return losses
 
-    def logits(self, hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None) -> torch.Tensor:
-        """Raw logits over the joint vocabulary, float32.
+    def logits(
+        self, hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See ``Head.logits``; no stream sees another, so ``ids`` are not looked at.
 
-        Args:
-            hidden: ``[N, H]``.
-            rows: the output rows.
-            num_streams: how many streams, from the first; None means all. Text needs one.
-
-        Returns:
-            ``[N, S, V]``. With ``per_codebook`` the ids outside a stream's own codebook are meaningless and masked
-            out by the decoder, as all but the modality's ids are anyway.
+        With ``per_codebook`` the ids outside a stream's own codebook are meaningless and masked out by the decoder, as
+        all but the modality's ids are anyway.
         """
         streams = torch.cat([torch.zeros_like(self.streams[:1]), self.streams[1:]])
-        states = hidden[:, None, :] + streams[:num_streams]
-        blocks = (rows.special, rows.text, rows.audio)
-        return torch.cat([F.linear(states, block) for block in blocks], dim=-1).float()
+        return joint_logits(hidden[:, None, :] + streams[:num_streams], rows)
 
+    def blocks(self, num_streams: int) -> list[slice]:
+        """One block."""
+        return [slice(0, num_streams)]
 
-def _measure(metrics: Metrics, name: str, nll: torch.Tensor, correct: torch.Tensor) -> None:
-    count = torch.tensor(float(nll.numel()), device=nll.device)
-    metrics[f"loss/{name}"] = torch.stack([nll.detach().sum(), count])
-    metrics[f"accuracy/{name}"] = torch.stack([correct.sum().float(), count])
+    def start(self, hidden: torch.Tensor, rows: TokenRows, num_streams: int) -> torch.Tensor:
+        """All logits of the row, ``[N, D, V]``."""
+        return self.logits(hidden, rows, num_streams)
+
+    def next_logits(
+        self, state: torch.Tensor, streams: slice, candidates: torch.Tensor, ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See ``Head.next_logits``; the block is the whole row."""
+        return pick(state, candidates)

@@ -101,7 +101,7 @@ def generate(
     """
     _check(settings, conversations, seeds, plan)
     answers: list[Answer] = []
-    with _undisturbed(model):
+    with undisturbed(model):
         for start in range(0, len(conversations), settings.batch_size):
             chosen = slice(start, start + settings.batch_size)
             batch = [with_system_prompt(conversation, settings.system_prompt) for conversation in conversations[chosen]]
@@ -154,7 +154,7 @@ def _check(
 
 
 @contextmanager
-def _undisturbed(model: Bagpiper) -> Iterator[None]:
+def undisturbed(model: Bagpiper) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module is in its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -43,15 +43,15 @@ class Rules:
         raise NotImplementedError
 
     def settle(self, row: int, drawn: torch.Tensor, first: Sequence[int]) -> torch.Tensor:
-        """Complete a row.
+        """Complete a row, or its first streams: heads may draw a row in several blocks, and the later ones see these.
 
         Args:
             row: number of the row.
-            drawn: joint ids ``[n, D]``.
+            drawn: joint ids of the first streams or of all that are drawn, ``[n, d]``.
             first: those of stream 0, on the host.
 
         Returns:
-            Joint ids ``[n, S]``.
+            Joint ids ``[n, d]``, or ``[n, S]`` if all are drawn.
         """
         raise NotImplementedError
 
@@ -238,7 +238,8 @@ class PatternRules(AudioRules):
         is_pad[:, 0] = False
         if not is_pad.any():
             return drawn
-        return torch.where(torch.from_numpy(is_pad).to(self._device), self._pads, drawn)
+        is_pad = is_pad[:, : drawn.shape[1]]
+        return torch.where(torch.from_numpy(is_pad).to(self._device), self._pads[: drawn.shape[1]], drawn)
 
     def select(self, keep: torch.Tensor) -> None:
         places = keep.tolist()

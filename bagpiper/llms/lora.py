@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,17 +58,57 @@ def add_lora(backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: tor
 
 def merge_lora(backbone: HfBackbone) -> None:
     """Add the adaptors to the weights and remove them; quantised layers become ordinary float32 layers again."""
+    for name, layer in _changed_layers(backbone).items():
+        backbone.model.set_submodule(name, merged_layer(layer))
+
+
+def merged_layer(layer: Any) -> nn.Linear:
+    """An ordinary layer that computes what a layer with adaptors, or a quantised one, computes; that one stays."""
     from bagpiper.llms.nf4 import Nf4Linear
 
-    for name, layer in _lora_layers(backbone).items():
-        base = layer.get_base_layer()
-        merged = base.to_linear() if isinstance(base, Nf4Linear) else base
+    base = layer if isinstance(layer, Nf4Linear) else layer.get_base_layer()
+    if isinstance(base, Nf4Linear):
+        merged = base.to_linear()
+    else:
+        merged = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        merged.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        if base.bias is not None:
+            merged.bias = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
+    if layer is not base:
         with torch.no_grad():
             merged.weight += layer.get_delta_weight(ADAPTER).to(merged.weight)
-        backbone.model.set_submodule(name, merged)
-    for name, module in list(backbone.model.named_modules()):
-        if isinstance(module, Nf4Linear):
-            backbone.model.set_submodule(name, module.to_linear())
+    return merged
+
+
+@contextmanager
+def merged_for_a_while(backbone: HfBackbone) -> Iterator[None]:
+    """Inside the block the backbone computes what ``merge_lora`` would leave; afterwards it is as it was.
+
+    Every layer is merged anew whenever it is called, so that one merged layer exists at a time: all of them would be
+    32 GB for an 8B model with a base of 4 bits.
+    """
+    layers = _changed_layers(backbone)
+    for layer in layers.values():
+        layer.forward = lambda states, *_, layer=layer, **__: merged_layer(layer)(states)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _changed_layers(backbone: HfBackbone) -> dict[str, Any]:
+    """Layers with adaptors, and quantised layers without."""
+    from bagpiper.llms.nf4 import Nf4Linear
+
+    adapted = _lora_layers(backbone)
+    bases = {id(layer.get_base_layer()) for layer in adapted.values()}
+    quantized = {
+        name: module
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, Nf4Linear) and id(module) not in bases
+    }
+    return {**adapted, **quantized}
 
 
 def quantize_nf4(backbone: HfBackbone, compute_dtype: torch.dtype = torch.float32) -> None:

@@ -34,6 +34,10 @@ class Nf4Linear(Linear4bit):
             quant_type=QUANT_TYPE,
             device="meta",
         )
+        # On CPUs with AVX512-BF16 bitsandbytes (0.50) repacks a layer when it first runs in eval mode: its scales are
+        # rounded to bfloat16 for good, and undoing that, at every save, leaves them transposed. SmolLM2 with 4-bit
+        # layers had logits off by 49 (of 35) once it had been listened to and saved.
+        layer.support_avx512bf16_for_cpu = False
         layer._set_float_weight(linear.weight.detach())
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
@@ -52,10 +56,14 @@ class Nf4Linear(Linear4bit):
         packed, absmax = self._packed()
         return bnb_functional.dequantize_4bit(packed, _quant_state(absmax, (self.out_features, self.in_features)))
 
+    def packed_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the tensors that hold the weight in a state dict, filled or not."""
+        size = self.in_features * self.out_features
+        return {"weight": torch.Size([-(-size // 2), 1]), "absmax": torch.Size([-(-size // BLOCK_SIZE)])}
+
     def _packed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packed weight and scales, in the layout that does not depend on the machine."""
+        """Packed weight and scales."""
         destination: dict[str, Any] = {}
-        # bitsandbytes repacks weights on CPUs with AVX512-BF16 and undoes it here
         super()._save_to_state_dict(destination, "", keep_vars=False)
         return destination["weight"], destination["weight.absmax"]
 

@@ -20,11 +20,13 @@ from bagpiper.callbacks.clock import Clock
 from bagpiper.callbacks.listening import Heard, Listening, make_prompts
 from bagpiper.callbacks.metrics import JsonLines, MetricsLog, Row, Sink
 from bagpiper.callbacks.mlflow_store import MlflowStore, flatten
+from bagpiper.callbacks.parity import ParityCheck
 from bagpiper.callbacks.progress import ProgressReport
 from bagpiper.callbacks.randomness import KeyedRandomness
 from bagpiper.component import Codec
 from bagpiper.data.codes import CodeCache
 from bagpiper.data.module import PackDataModule
+from bagpiper.evaluation.parity_report import ParityReport
 from bagpiper.model import Bagpiper
 from bagpiper.model_folder import load_model, save_model
 from bagpiper.settings import Recipe
@@ -55,11 +57,13 @@ class Finished:
         folder: the run folder; ``folder / "model"`` is the trained model.
         heard: answers to held-out examples, with their files.
         tracking: the MLflow store's address, if there is one.
+        parity: of training, decoding and the exported model; None if they were not compared.
     """
 
     folder: Path
     heard: list[Heard]
     tracking: str | None
+    parity: ParityReport | None = None
 
 
 def run(recipe: Recipe, resume: bool = False, console: Console | None = None) -> Finished:
@@ -145,6 +149,7 @@ class _Parts:
     listening: Listening
     metrics: MetricsLog
     store: MlflowStore | None
+    parity: ParityCheck
 
 
 def _assemble(
@@ -178,7 +183,12 @@ def _assemble(
         clock=clock,
         before=[metrics.flush],
     )
+    parity = ParityCheck(
+        folder, recipe, examples.valid, examples.train, console, publish=store.artifact if store else None
+    )
     callbacks = [KeyedRandomness(recipe.seed), metrics, *([progress] if main else []), listening, checkpoints]
+    if recipe.parity.at_end:
+        callbacks.append(parity)  # after the checkpoint: from here on nothing is lost
     world = settings.devices * settings.nodes
     trainer = Trainer(
         **arguments,
@@ -202,7 +212,7 @@ def _assemble(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    return trainer, _Parts(listening, metrics, store)
+    return trainer, _Parts(listening, metrics, store, parity)
 
 
 def _store(recipe: Recipe, folder: Path) -> MlflowStore:
@@ -288,7 +298,7 @@ def _fit(
         complaint = parts.store.close(status) if parts.store else None
         if complaint:
             console.print(complaint, style="yellow", highlight=False, soft_wrap=True)
-    return Finished(folder, heard, parts.store.uri if parts.store else None)
+    return Finished(folder, heard, parts.store.uri if parts.store else None, parts.parity.report)
 
 
 def _listen_at_the_end(recipe: Recipe, examples: Examples, model: Bagpiper, parts: _Parts) -> list[Heard]:

@@ -42,6 +42,7 @@ HARMLESS = (
     "tracking",
     "generation",
     "eval",
+    "parity",
 )
 """Keys that may change between a run and its continuation: what they change is not the training itself."""
 

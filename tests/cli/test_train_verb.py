@@ -102,3 +102,20 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(recipe_file, tmp_path)
     assert f"bagpiper train --resume {tmp_path / 'run'}" in output
     assert "Traceback" not in errors
     assert len(list_checkpoints(tmp_path / "run")) == 1
+
+
+def test_a_run_whose_parity_check_fails_ends_with_exit_status_1(recipe_file, tmp_path, monkeypatch):
+    """The model is there all the same; only who asks for more than training must know."""
+    from bagpiper.evaluation.parity_report import STEP, Comparison, ParityReport
+    from bagpiper.training import run as run_module
+    from bagpiper.training.run import Finished
+
+    def finish(comparison):
+        report = ParityReport(("a",), "float32", 1, 1.0, (comparison,))
+        monkeypatch.setattr(run_module, "run", lambda *_: Finished(tmp_path / "run", [], None, report))
+        return call(recipe_file)
+
+    assert finish(Comparison(STEP, 1e-6, 1e-4)).exit_code == 0
+    failed = finish(Comparison(STEP, 1.0, 1e-4))
+    assert failed.exit_code == 1
+    assert str(tmp_path / "run" / "parity.json") in failed.output

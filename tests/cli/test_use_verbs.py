@@ -89,6 +89,38 @@ def test_an_existing_sound_is_kept_unless_forced(
     assert np.array_equal(soundfile.read(sound)[0], first)
 
 
+def test_parity_exits_with_1_when_something_differs(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bagpiper.evaluation import parity
+    from bagpiper.model import Bagpiper
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = sorted(path.name for path in run.iterdir())
+    (run / "parity.json").unlink()
+    assert call("parity", run, monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "exported and reloaded" in out and "DIFFERS" not in out
+    assert json.loads((run / "parity.json").read_text())["passed"]
+    assert sorted(path.name for path in run.iterdir()) == before
+
+    load_model = parity.load_model
+
+    def forgetful(folder: Path, device: object) -> Bagpiper:
+        model = load_model(folder, device)  # type: ignore[arg-type]
+        if folder.parent.name == ".tmp-parity":
+            model.llm.model.norm.weight.data.mul_(1.01)
+        return model
+
+    monkeypatch.setattr(parity, "load_model", forgetful)
+    assert call("parity", run, monkeypatch=monkeypatch) == 1
+    assert "DIFFERS" in capsys.readouterr().out
+    record = json.loads((run / "parity.json").read_text())
+    assert [c["way"] for c in record["comparisons"] if not c["passed"]] == ["exported and reloaded"]
+    assert not record["passed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +131,7 @@ def test_an_existing_sound_is_kept_unless_forced(
         (("render", "RUN", "a bell", "-o", "out.mp3"), "the name must end in .wav or .flac"),
         (("render", "RUN", "a bell", "-o", "nowhere/out.wav"), "there is no folder 'nowhere'; make it first"),
         (("eval", "RUN"), "not a run folder: it has no recipe.yaml"),
+        (("parity", "RUN"), "not a run folder: it has no recipe.yaml"),
     ],
 )
 def test_mistakes_of_the_user(

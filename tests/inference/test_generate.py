@@ -12,6 +12,7 @@ from bagpiper.errors import UserError
 from bagpiper.inference.generate import Answer, Step, generate
 from bagpiper.model import Bagpiper
 from bagpiper.patterns import PATTERNS, apply
+from bagpiper.rows import TokenRows
 from bagpiper.settings import DecodeSettings, GenerationSettings
 from bagpiper.vocabulary import ASSISTANT, AUDIO, EOS, EOT, PAD, TEXT
 
@@ -60,15 +61,17 @@ class Watch:
 
 def bias(model: Bagpiper, monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
     """Add to the logits of ids in stream 0."""
-    plain = model.logits
+    plain = model.head.logits
 
-    def biased(hidden: torch.Tensor, num_streams: int | None = None) -> torch.Tensor:
-        logits = plain(hidden, num_streams)
+    def biased(
+        hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        logits = plain(hidden, rows, num_streams, ids)
         for token, value in values.items():
             logits[:, 0, token] += value
         return logits
 
-    monkeypatch.setattr(model, "logits", biased)
+    monkeypatch.setattr(model.head, "logits", biased)
 
 
 def balance(model: Bagpiper, monkeypatch: pytest.MonkeyPatch, requests: Sequence[Conversation]) -> None:

@@ -10,16 +10,23 @@ import torch
 from tiny import noise, tiny_model
 
 from bagpiper.batch import Spans
+from bagpiper.codecs.configs import RvqConfig
 from bagpiper.conversation import Clip, Conversation, Message
+from bagpiper.heads.configs import DepthConfig
 from bagpiper.inference.generate import Step, generate
 from bagpiper.model import Bagpiper
 from bagpiper.settings import DecodeSettings, GenerationSettings
 from bagpiper.vocabulary import ASSISTANT, AUDIO, TEXT
 
 
-@pytest.fixture(scope="module")
-def parts() -> Bagpiper:
-    return tiny_model()
+@pytest.fixture(scope="module", params=["parallel", "depth"])
+def parts(request: pytest.FixtureRequest) -> Bagpiper:
+    if request.param == "parallel":
+        return tiny_model()
+    return tiny_model(
+        head=DepthConfig(width=16, layers=2, heads=2),
+        codec=RvqConfig(num_codebooks=3, codebook_size=8, num_mels=20, griffin_lim=2),
+    )
 
 
 def settings(temperature: float) -> GenerationSettings:
@@ -74,7 +81,7 @@ def test_decoding_equals_the_training_forward_pass(parts: Bagpiper) -> None:
     spans = Spans(torch.tensor([0, len(ids)], dtype=torch.int32), (len(ids),))
     with torch.no_grad():
         hidden = parts.llm(parts.embed_rows(ids)[None], torch.arange(len(ids))[None], spans=spans)[0]
-        expected = parts.logits(hidden)
+        expected = parts.logits(hidden[:-1], ids=ids[1:])
     starts = (len(prompt) + 2, len(prompt) + 4 + len(text.rows))
     for step in steps:
         row = expected[starts[step.segment] + step.row - 1]

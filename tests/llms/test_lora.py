@@ -117,6 +117,20 @@ def test_nf4_is_close_and_takes_an_eighth_of_the_room(plain: HfBackbone) -> None
     assert weight.dtype == torch.uint8 and weight.numel() == 64 * 128 // 2
 
 
+def test_nf4_layers_stay_as_they_are_when_they_run(plain: HfBackbone) -> None:
+    """bitsandbytes repacks them on CPUs with AVX512-BF16, and what it saves afterwards is another weight."""
+    fields = {**FIELDS, "hidden_size": 128, "intermediate_size": 192}  # several blocks of 64 in both directions
+    module = HfBackbone(HfConfig(config=fields), vocab_size=300).eval()
+    quantize_nf4(module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    embeds, positions, spans = PACK
+    with torch.no_grad():
+        first = module(embeds.repeat(1, 1, 128 // embeds.shape[-1]), positions, spans=spans)
+        for name, value in module.state_dict().items():
+            assert value.shape == before[name].shape and torch.equal(value, before[name]), name
+        assert torch.equal(first, module(embeds.repeat(1, 1, 128 // embeds.shape[-1]), positions, spans=spans))
+
+
 def test_nf4_takes_float_weights_and_reports_missing_ones(plain: HfBackbone) -> None:
     module, other = copy.deepcopy(plain), copy.deepcopy(plain)
     quantize_nf4(module)

@@ -86,6 +86,11 @@ def whole(tmp_path_factory, shared_parts):
     return run(tiny_recipe(tmp_path_factory.mktemp("whole") / "run", shared_parts, **WATCHED)).folder
 
 
+def test_the_parity_check_can_be_switched_off(whole):
+    """``parity.at_end: false``, as in most runs here."""
+    assert not (whole / "parity.json").exists()
+
+
 @pytest.mark.parametrize(("micro_batch", "step"), [(4, 3), (7, 4)], ids=["first of a window", "last of a window"])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(
     tmp_path, shared_parts, whole, monkeypatch, recorded, micro_batch, step

@@ -1,11 +1,13 @@
 """What a finished run leaves in its folder."""
 
 import json
+from pathlib import Path
 
 import pytest
 import soundfile
 
 from bagpiper.callbacks.mlflow_store import default_uri
+from bagpiper.evaluation.parity_report import BATCH, MERGED, RELOADED, STEP
 from bagpiper.model_folder import load_model
 from bagpiper.training.checkpoints import list_checkpoints
 
@@ -51,6 +53,13 @@ def test_listening_leaves_sound_picture_and_text(tiny_run):
     assert "valid_audio0.png" in (folder / "answers.md").read_text()
 
 
+def test_training_ends_with_a_parity_check(tiny_run):
+    record = json.loads((tiny_run / "parity.json").read_text())
+    assert record["passed"] and record["numbers"] == "float32"
+    assert [c["way"] for c in record["comparisons"]] == [STEP, BATCH, MERGED, RELOADED]
+    assert len(record["examples"]) == 2 and all("valid" in Path(where).name for where in record["examples"])
+
+
 def test_mlflow_has_recipe_metrics_and_sounds(tiny_run):
     from mlflow import MlflowClient
 
@@ -60,6 +69,6 @@ def test_mlflow_has_recipe_metrics_and_sounds(tiny_run):
     assert run.data.params["trainer.max_steps"] == "6"
     assert {"train/loss", "valid/loss", "train/accuracy/codebook1", "data/skipped"} <= run.data.metrics.keys()
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert top == {"recipe.yaml", "environment.json", "listening"}
+    assert top == {"recipe.yaml", "environment.json", "listening", "parity.json"}
     sounds = {item.path for item in client.list_artifacts(run.info.run_id, "listening/step-000003")}
     assert "listening/step-000003/valid_audio0.wav" in sounds
