@@ -138,13 +138,13 @@ def _write_sound(out: Path, samples: NDArray[np.float32], sample_rate: int) -> N
     import numpy as np
     import soundfile
 
-    from bagpiper.data.files import write_atomically
+    from bagpiper.files import write_for_user
 
     clipped = int((np.abs(samples) > 1.0).sum())
     buffer = io.BytesIO()
     soundfile.write(
         buffer, np.clip(samples, -1.0, 1.0), sample_rate, format=FORMATS[out.suffix.lower()], subtype="PCM_16"
     )
-    write_atomically(out, buffer.getvalue())
+    write_for_user(out, buffer.getvalue())
     note = f", {clipped} samples clipped" if clipped else ""
     typer.echo(f"{out}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{note}")

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from bagpiper.conversation import MODALITIES, ROLES, Clip, Conversation, Message, Role, to_json
 from bagpiper.data.audio import probe_clip
 from bagpiper.data.examples import read_lines
-from bagpiper.data.files import write_atomically
 from bagpiper.data.packing import uniform
 from bagpiper.errors import UserError
+from bagpiper.files import write_for_user
 from bagpiper.settings import SourceSettings
 
 Task = Literal["both", "audio_to_text", "text_to_audio"]
@@ -250,7 +250,7 @@ def _import(
 def _write(path: Path, lines: Sequence[str]) -> None:
     data = "".join(f"{line}\n" for line in lines).encode()
     if not path.exists() or path.read_bytes() != data:
-        write_atomically(path, data)
+        write_for_user(path, data)
 
 
 def _dump(conversation: Conversation, out: Path, where: str) -> str:

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.data.audio import resampled_length
-from bagpiper.data.files import write_atomically
 from bagpiper.errors import UserError
 from bagpiper.evaluation.soundscapes.analyse import analyse_audio
 from bagpiper.evaluation.soundscapes.parse import parse_caption
 from bagpiper.evaluation.soundscapes.score import score_many
 from bagpiper.evaluation.table import DIRECTIONS, probe_table
+from bagpiper.files import write_for_user
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
 from bagpiper.model_folder import find_model, generation_of, load_model
@@ -106,7 +106,7 @@ def evaluate(
             progress=progress,
         )
     result["model"] = str(found.relative_to(folder))
-    write_atomically(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
+    write_for_user(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
     console.print(probe_table(result))
     return result
 

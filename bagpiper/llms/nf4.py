@@ -47,6 +47,12 @@ class Nf4Linear(Linear4bit):
             linear.bias = nn.Parameter(self.bias.detach().float().clone(), requires_grad=False)
         return linear
 
+    def packed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes in the state dict by name, also on the meta device, where the weight still waits for its values."""
+        count = self.in_features * self.out_features
+        shapes: dict[str, tuple[int, ...]] = {"weight": (-(-count // 2), 1), "absmax": (-(-count // BLOCK_SIZE),)}
+        return shapes if self.bias is None else {**shapes, "bias": (self.out_features,)}
+
     def dequantized(self) -> torch.Tensor:
         """float32 ``[out, in]``."""
         packed, absmax = self._packed()

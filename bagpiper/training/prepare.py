@@ -25,9 +25,9 @@ from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.data.soundscapes.corpus import make_corpus
 from bagpiper.errors import UserError
+from bagpiper.files import replacing_file, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.settings import Recipe, SourceSettings
-from bagpiper.training.checkpoints import replacing
 from bagpiper.training.seeds import derive_seed
 
 CODEC, TOKENIZER = "codec.safetensors", "tokenizer"
@@ -115,7 +115,7 @@ def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], co
         else:
             texts = [m.text for e in train for m in e.conversation.messages if m.modality == "text"]
             tokenizer = TextTokenizer.train_bpe(texts, llm.tokenizer.vocab_size)
-        with replacing(kept) as temporary:
+        with replacing_folder(kept) as temporary:
             tokenizer.save(temporary)
         say(f"{tokenizer.size} tokens" + ("" if llm.source else f", trained on {len(texts)} texts"))
     return tokenizer
@@ -197,18 +197,6 @@ def prepare_codes(
         codec.to(home)
         say(f"{encoded} clips encoded, {len(clips) - encoded} known")
     return cache
-
-
-@contextmanager
-def replacing_file(target: Path) -> Iterator[Path]:
-    """A file under a temporary name that becomes ``target`` when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{target.name}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

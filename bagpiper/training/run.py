@@ -26,7 +26,7 @@ from bagpiper.component import Codec
 from bagpiper.data.codes import CodeCache
 from bagpiper.data.module import PackDataModule
 from bagpiper.model import Bagpiper
-from bagpiper.model_folder import load_model, save_model
+from bagpiper.model_folder import load_model, write_model
 from bagpiper.settings import Recipe
 from bagpiper.training import run_folder
 from bagpiper.training.assemble import build_model, make_ready
@@ -217,7 +217,7 @@ def _store(recipe: Recipe, folder: Path) -> MlflowStore:
 
 def _save(module: LightningModule, target: Path, recipe: Recipe, folder: Path) -> None:
     assert isinstance(module, Bagpiper)
-    save_model(
+    write_model(
         module,
         target,
         generation=recipe.generation,

@@ -19,9 +19,10 @@ from typing import Any
 import yaml
 
 from bagpiper.errors import UserError
+from bagpiper.files import write_text
 from bagpiper.recipe import dump_recipe
 from bagpiper.settings import Recipe
-from bagpiper.training.checkpoints import list_checkpoints, remove_leftovers, write_text
+from bagpiper.training.checkpoints import list_checkpoints, remove_leftovers
 
 RECIPE, ENVIRONMENT, FINGERPRINT = "recipe.yaml", "environment.json", "fingerprint.json"
 
