@@ -100,12 +100,20 @@ def _resolve(address: str) -> Any:
 for _kind, _name, _config, _component in (
     ("encoder", "mel", "bagpiper.encoders.configs:MelConfig", "bagpiper.encoders.mel:MelEncoder"),
     ("encoder", "whisper", "bagpiper.encoders.configs:WhisperConfig", "bagpiper.encoders.whisper:WhisperEncoder"),
+    ("encoder", "qwen3_omni", "bagpiper.encoders.configs:Qwen3OmniConfig", "bagpiper.encoders.omni:Qwen3OmniEncoder"),
+    (
+        "encoder",
+        "qwen2_5_omni",
+        "bagpiper.encoders.configs:Qwen25OmniConfig",
+        "bagpiper.encoders.omni:Qwen25OmniEncoder",
+    ),
     ("adaptor", "linear", "bagpiper.adaptors.configs:LinearConfig", "bagpiper.adaptors.linear:LinearAdaptor"),
     ("adaptor", "mlp", "bagpiper.adaptors.configs:MlpConfig", "bagpiper.adaptors.mlp:MlpAdaptor"),
     ("adaptor", "conv", "bagpiper.adaptors.configs:ConvConfig", "bagpiper.adaptors.conv:ConvAdaptor"),
     ("llm", "hf", "bagpiper.llms.configs:HfConfig", "bagpiper.llms.hf:HfBackbone"),
     ("codec", "rvq", "bagpiper.codecs.configs:RvqConfig", "bagpiper.codecs.rvq:RvqCodec"),
     ("codec", "encodec", "bagpiper.codecs.configs:EncodecConfig", "bagpiper.codecs.encodec:EncodecCodec"),
+    ("codec", "xcodec", "bagpiper.codecs.configs:XcodecConfig", "bagpiper.codecs.xcodec:XcodecCodec"),
     ("head", "parallel", "bagpiper.heads.configs:ParallelConfig", "bagpiper.heads.parallel:ParallelHead"),
 ):
     register(_kind, _name, config=_config, component=_component)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,4 +103,34 @@ class EncodecConfig(CodecConfig):
             raise ValueError(
                 f"codec encodec: num_codebooks must be one of {', '.join(map(str, ENCODEC_BOOKS))}, "
                 f"got {self.num_codebooks}"
+            )
+
+
+XCODEC_RATES = (0.5, 1, 1.5, 2, 4)
+"""Bit rates (kbit/s) that X-Codec was trained for: 1, 2, 3, 4 and 8 codebooks of 10 bits, 50 frames per second."""
+
+
+@dataclass
+class XcodecConfig(CodecConfig):
+    """X-Codec (arXiv:2408.17175) through transformers: the official model's codec (spec section 4.1).
+
+    Attributes:
+        source: hub name or folder; null builds random weights.
+        config: fields of transformers' XcodecConfig, for random weights; null is the official model's.
+    """
+
+    source: str | None = "hf-audio/xcodec-hubert-general"
+    sample_rate: int = 16000
+    hop: int = 320
+    num_codebooks: int = 8
+    codebook_size: int = 1024
+    config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        rates = (self.config or {}).get("target_bandwidths", XCODEC_RATES)
+        bits = math.ceil(math.log2(self.codebook_size)) * math.ceil(self.frame_rate)
+        books = [max(1, int(1000 * rate // bits)) for rate in rates]
+        if self.num_codebooks not in books:
+            raise ValueError(
+                f"codec xcodec: num_codebooks must be one of {', '.join(map(str, books))}, got {self.num_codebooks}"
             )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 WHISPER_RATE = 16000
 WHISPER_HOP = 160
+OMNI_RATE = 16000
+OMNI_HOP = 160
 
 
 @dataclass
@@ -103,3 +105,85 @@ class WhisperConfig(EncoderConfig):
     def num_frames(self, num_samples: int) -> int:
         """States: 100 mel frames a second, halved by the second convolution."""
         return -(-(num_samples // WHISPER_HOP) // 2)
+
+
+@dataclass
+class OmniConfig(EncoderConfig):
+    """The audio tower of a Qwen Omni model by itself; the thinker is neither built nor read.
+
+    Attributes:
+        source: hub name or folder of an Omni model, of which only the tower's tensors are fetched and read, or a folder
+            that holds a tower alone; null builds from ``config`` with random weights.
+        config: fields of the tower's config in transformers, for random weights.
+        output_width: ``output_dim`` of the tower, promised here so that a recipe can be checked without loading it.
+        normalize: bring every clip to zero mean and unit variance before its log-mel, as the official model does and
+            Qwen's own processor does not.
+    """
+
+    source: str | None = None
+    config: dict[str, Any] | None = None
+    output_width: int = 2048
+    normalize: bool = True
+
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.sample_rate != OMNI_RATE:
+            raise ValueError(f"encoder {self.kind}: hears {OMNI_RATE} Hz only, got sample_rate {self.sample_rate}")
+        self.check_fields(self.config or {})
+
+    def check_fields(self, fields: dict[str, Any]) -> None:
+        """Refuse fields of a tower (the recipe's, or those found at ``source``) that break what is promised here.
+
+        Raises:
+            ValueError: they do.
+        """
+        found = fields.get("output_dim", self.output_width)
+        if found != self.output_width:
+            raise ValueError(
+                f"encoder {self.kind}: the states of {self.source or 'this config'} have width {found}, the recipe "
+                f"promises output_width: {self.output_width}; set output_width: {found}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Size of a state."""
+        return self.output_width
+
+
+@dataclass
+class Qwen3OmniConfig(OmniConfig):
+    """The tower of Qwen3-Omni (spec section 3.3), which the official model hears with."""
+
+    kind: ClassVar[str] = "qwen3_omni"
+    chunk: ClassVar[int] = 100
+    """Mel frames that the convolutions see at a time (transformers' ``2 * n_window``)."""
+
+    def check_fields(self, fields: dict[str, Any]) -> None:
+        """See ``OmniConfig.check_fields``."""
+        super().check_fields(fields)
+        n_window = fields.get("n_window", self.chunk // 2)
+        if 2 * n_window != self.chunk:
+            raise ValueError(
+                f"encoder {self.kind}: n_window must be {self.chunk // 2}, got {n_window}; transformers counts "
+                "13 states for every chunk, which holds for no other"
+            )
+
+    def num_frames(self, num_samples: int) -> int:
+        """States: 13 for every whole chunk of 100 mel frames; the rest halved three times (spec section 3.2)."""
+        chunks, rest = divmod(num_samples // OMNI_HOP, self.chunk)
+        for _ in range(3):
+            rest = (rest + 1) // 2
+        return 13 * chunks + rest
+
+
+@dataclass
+class Qwen25OmniConfig(OmniConfig):
+    """The tower of Qwen2.5-Omni, which the official code supports beside Qwen3-Omni's."""
+
+    output_width: int = 3584
+    kind: ClassVar[str] = "qwen2_5_omni"
+
+    def num_frames(self, num_samples: int) -> int:
+        """States: mel frames halved by a convolution (rounded up), then in pairs (an odd last one is dropped)."""
+        return (num_samples // OMNI_HOP + 1) // 2 // 2

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 
 from bagpiper.component import Encoder
 from bagpiper.encoders.configs import WHISPER_HOP, WHISPER_RATE, WhisperConfig
-from bagpiper.ops.mel import log_mel, mel_filterbank
+from bagpiper.ops.mel import whisper_front_end, whisper_log_mel
 
-N_FFT = 400
 ENCODER_FIELDS = (
     "num_mel_bins",
     "d_model",
@@ -58,7 +57,7 @@ class WhisperEncoder(Encoder):
         self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
         encoder.embed_positions = None
         self.encoder = encoder
-        window, filterbank = _front_end(encoder.config.num_mel_bins)
+        window, filterbank = whisper_front_end(encoder.config.num_mel_bins)
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filterbank", filterbank, persistent=False)
 
@@ -69,7 +68,7 @@ class WhisperEncoder(Encoder):
 
     def reset_buffers(self) -> None:
         """See ``Component.reset_buffers``."""
-        window, filterbank = _front_end(self.encoder.config.num_mel_bins)
+        window, filterbank = whisper_front_end(self.encoder.config.num_mel_bins)
         self.window, self.filterbank = window.to(self.positions.device), filterbank.to(self.positions.device)
 
     def features(self, wave: torch.Tensor) -> torch.Tensor:
@@ -82,10 +81,7 @@ class WhisperEncoder(Encoder):
             float32 ``[N // 160, num_mel_bins]``.
         """
         with torch.autocast(wave.device.type, enabled=False):
-            power = log_mel(wave.float(), self.window, self.filterbank, WHISPER_HOP, pad_mode="reflect")
-            if not len(power):
-                return power
-            return (torch.maximum(power, power.max() - 8.0) + 4.0) / 4.0
+            return whisper_log_mel(wave.float(), self.window, self.filterbank, WHISPER_HOP)
 
     def forward(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
         """See ``Encoder.forward``.
@@ -146,8 +142,3 @@ def _load(source: str) -> Any:
     except OSError as error:
         raise ValueError(f"encoder whisper: cannot load '{source}' (a folder or a hub name): {error}") from error
     return model.encoder
-
-
-def _front_end(num_mels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Window and filterbank of WhisperFeatureExtractor, on the CPU."""
-    return torch.hann_window(N_FFT, device="cpu"), mel_filterbank(num_mels, N_FFT, WHISPER_RATE, 0.0, 8000.0)

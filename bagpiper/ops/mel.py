@@ -133,3 +133,26 @@ def log_mel(
         ``[(B,) N // hop, num_mels]``.
     """
     return (power_spectrogram(wave, window, hop, pad_mode) @ filterbank).clamp(min=floor).log10()
+
+
+def whisper_log_mel(wave: torch.Tensor, window: torch.Tensor, filterbank: torch.Tensor, hop: int) -> torch.Tensor:
+    """Whisper's log-mel of one clip on its own length: clamped to 8 decades below its maximum, about -1 .. 1.
+
+    Args:
+        wave: float32 ``[N]``.
+        window: ``[W]``.
+        filterbank: ``[W // 2 + 1, num_mels]``.
+        hop: samples per frame.
+
+    Returns:
+        ``[N // hop, num_mels]``.
+    """
+    power = log_mel(wave, window, filterbank, hop, pad_mode="reflect")
+    if not len(power):
+        return power
+    return (torch.maximum(power, power.max() - 8.0) + 4.0) / 4.0
+
+
+def whisper_front_end(num_mels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Window and filterbank of transformers' WhisperFeatureExtractor (16 kHz), on the CPU."""
+    return torch.hann_window(400, device="cpu"), mel_filterbank(num_mels, 400, 16000, 0.0, 8000.0)

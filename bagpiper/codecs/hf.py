@@ -1,0 +1,153 @@
+"""What the codecs that run through transformers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bagpiper.codecs.checks import check_codes, check_wave
+from bagpiper.component import Codec
+
+# Points that random codebooks are drawn around: enough for a mean and a deviation.
+_NOISE_FRAMES = 50
+
+
+class HfCodec(Codec):
+    """A codec of transformers: every clip by itself, whole hops of it, float32 outside autocast.
+
+    Attributes:
+        model: the module of transformers, its state dict under the names that transformers gives it.
+    """
+
+    model: Any
+
+    @torch.no_grad()
+    def encode(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
+        """See ``Codec.encode``.
+
+        Raises:
+            ValueError: a waveform is not one channel of finite numbers.
+        """
+        return [self._encode_clip(wave) for wave in waves]
+
+    @torch.no_grad()
+    def decode(self, codes: list[torch.Tensor]) -> list[torch.Tensor]:
+        """See ``Codec.decode``.
+
+        Raises:
+            ValueError: codes have another shape or lie out of range.
+        """
+        return [self._decode_clip(clip) for clip in codes]
+
+    def to_codes(self, wave: torch.Tensor) -> torch.Tensor:
+        """Codes ``[K, T]`` of whole hops ``[1, 1, N]``."""
+        raise NotImplementedError
+
+    def to_wave(self, codes: torch.Tensor) -> torch.Tensor:
+        """Waveform ``[N]`` of codes ``[1, K, T]``."""
+        raise NotImplementedError
+
+    def _encode_clip(self, wave: torch.Tensor) -> torch.Tensor:
+        device = next(self.parameters()).device
+        num_frames = self.config.num_frames(len(check_wave(wave)))
+        if num_frames == 0:
+            return torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=device)
+        whole = wave[: num_frames * self.config.hop].to(device, torch.float32)
+        with torch.autocast(device.type, enabled=False):
+            codes = self.to_codes(whole[None, None]).T.contiguous()
+        assert codes.shape == (num_frames, self.config.num_codebooks), codes.shape
+        return codes
+
+    def _decode_clip(self, codes: torch.Tensor) -> torch.Tensor:
+        device = next(self.parameters()).device
+        codes = check_codes(codes, self.config.num_codebooks, self.config.codebook_size).to(device)
+        if len(codes) == 0:
+            return torch.zeros(0, device=device)
+        with torch.autocast(device.type, enabled=False):
+            wave = self.to_wave(codes.T[None])
+        assert len(wave) == self.config.num_samples(len(codes)), wave.shape
+        return wave
+
+
+def load_pretrained(model_class: Any, source: str) -> Any:
+    """The model of a hub name or folder, in float32, every tensor of it read from the file.
+
+    Raises:
+        ValueError: it cannot be read, or the file lacks tensors of the model.
+    """
+    try:
+        model, report = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:
+        raise ValueError(
+            f"codec.source: cannot load '{source}' ({error}). Where the hub is not reachable, fetch the weights on a "
+            f"machine that reaches it (`hf download {source} --local-dir weights`), copy the folder here and set "
+            "codec.source to it; or use the codec rvq, which needs no download"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(
+            f"codec.source: '{source}' is not a whole {model_class.__name__}: it lacks {shown}; "
+            "these would be random. Name a complete model of this kind"
+        )
+    return model
+
+
+def check_promises(name: str, source: str | None, facts: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse a model that breaks what the config promises to the rest of the house.
+
+    Args:
+        name: of the codec.
+        source: where the model is from.
+        facts: name of a promise -> (promised, found).
+
+    Raises:
+        ValueError: some differ; the message says what to put into the recipe.
+    """
+    wrong = [f"{key} {found} (not {promised})" for key, (promised, found) in facts.items() if promised != found]
+    if wrong:
+        raise ValueError(f"codec {name}: {source or 'the model'} has {', '.join(wrong)}; correct the recipe")
+
+
+def check_fields(given: Mapping[str, Any], known: Sequence[str], where: str = "codec.config") -> None:
+    """Refuse fields of a model's config that are not known to shape it.
+
+    Raises:
+        ValueError: there are such fields.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown fields {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def plain_fields(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Fields of a config of transformers as they come back from YAML and JSON (tuples as lists)."""
+    values = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@torch.no_grad()
+def draw_codebooks(codebooks: Sequence[torch.Tensor], states: torch.Tensor) -> None:
+    """Random codebooks of a residual quantiser that spread over what a random encoder gives.
+
+    transformers leaves them at zero, which makes every code 0; and one fixed size fits no other model than the one it
+    was chosen for (the states of random encoders differ by 10,000 from size to size).
+
+    Args:
+        codebooks: ``[C, D]`` each; filled in place.
+        states: ``[N, D]`` of the encoder for some noise, both on the CPU; on the meta device nothing is drawn.
+    """
+    if states.is_meta:
+        return
+    residual = states
+    for codebook in codebooks:
+        mean, deviation = residual.mean(0), residual.std(0)
+        codebook.copy_(mean + deviation * torch.randn_like(codebook))
+        residual = residual - codebook[torch.cdist(residual, codebook).argmin(-1)]
+
+
+def noise(hop: int) -> torch.Tensor:
+    """A waveform ``[1, 1, N]`` of white noise to draw codebooks by."""
+    return 0.1 * torch.randn(1, 1, _NOISE_FRAMES * hop)
