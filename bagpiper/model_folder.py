@@ -267,6 +267,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where the folder's parts came from; empty where nothing was recorded."""
+    path = folder / PROVENANCE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def generation_of(folder: Path) -> GenerationSettings:
     """How the folder's model is to be sampled."""
     return generation_from_dict(read_config(folder)["generation"])

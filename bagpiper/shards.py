@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,7 +99,8 @@ def shard_file(stem: str, number: int, count: int) -> str:
 
 def header_of(specs: Specs) -> bytes:
     """What a file begins with: its length, then names, dtypes, shapes and places of the tensors (JSON)."""
-    entries, start = {}, 0
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    start = 0
     for name, spec in specs.items():
         end = start + spec.num_bytes
         entries[name] = {"dtype": DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
