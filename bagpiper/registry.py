@@ -110,6 +110,7 @@ for _kind, _name, _config, _component in (
     ("adaptor", "linear", "bagpiper.adaptors.configs:LinearConfig", "bagpiper.adaptors.linear:LinearAdaptor"),
     ("adaptor", "mlp", "bagpiper.adaptors.configs:MlpConfig", "bagpiper.adaptors.mlp:MlpAdaptor"),
     ("adaptor", "conv", "bagpiper.adaptors.configs:ConvConfig", "bagpiper.adaptors.conv:ConvAdaptor"),
+    ("adaptor", "qformer", "bagpiper.adaptors.configs:QformerConfig", "bagpiper.adaptors.qformer:QformerAdaptor"),
     ("llm", "hf", "bagpiper.llms.configs:HfConfig", "bagpiper.llms.hf:HfBackbone"),
     ("codec", "rvq", "bagpiper.codecs.configs:RvqConfig", "bagpiper.codecs.rvq:RvqCodec"),
     ("codec", "encodec", "bagpiper.codecs.configs:EncodecConfig", "bagpiper.codecs.encodec:EncodecCodec"),

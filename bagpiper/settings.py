@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 RECIPE_VERSION = 1
+
+Resampler = Literal["soxr", "official"]
+"""How clips come to another sample rate, see ``bagpiper.data.audio.resample``."""
 
 
 @dataclass
@@ -83,6 +86,7 @@ class DataSettings:
         loss_region: what is trained on in a conversation.
         workers: threads that read and lay out packs ahead of the training step.
         cache: folder of codec codes; null means ``<run_dir>/cache``.
+        resampler: of clips at other rates: ``soxr``, or the official code's windowed sinc (``official``).
     """
 
     sources: list[SourceSettings] = field(default_factory=list)
@@ -96,6 +100,7 @@ class DataSettings:
     loss_region: Literal["assistant", "all"] = "assistant"
     workers: int = 2
     cache: str | None = None
+    resampler: Resampler = "soxr"
 
 
 @dataclass
@@ -258,6 +263,7 @@ class GenerationSettings:
         max_seconds: longest clip in a request.
         batch_size: conversations decoded together.
         system_prompt: put before every request that has no system message of its own, or null.
+        resampler: of clips in requests; null means ``data.resampler`` in a recipe, soxr for a model without one.
     """
 
     text: DecodeSettings = field(default_factory=DecodeSettings)
@@ -272,6 +278,7 @@ class GenerationSettings:
     max_seconds: float = 30.0
     batch_size: int = 16
     system_prompt: str | None = None
+    resampler: Resampler | None = None
 
 
 @dataclass
@@ -322,3 +329,8 @@ class Recipe:
     def run_folder(self) -> str:
         """The run folder."""
         return self.run_dir or f"runs/{self.name}"
+
+    @property
+    def sampling(self) -> GenerationSettings:
+        """``generation``, with what is null there and stands in another section."""
+        return replace(self.generation, resampler=self.generation.resampler or self.data.resampler)

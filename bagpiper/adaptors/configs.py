@@ -68,3 +68,42 @@ class ConvConfig(AdaptorConfig):
     def num_frames(self, num_states: int) -> int:
         """Ceil division by ``stride``."""
         return -(-num_states // self.stride)
+
+
+@dataclass
+class QformerConfig(AdaptorConfig):
+    """Learned queries look at windows of states: a fixed number of embeddings a second, whatever the encoder's rate.
+
+    The window-level Q-Former of SALMONN (arXiv:2310.13289 section 3.1), without BLIP-2's text side.
+
+    Attributes:
+        window: neighbouring states that the queries see; the last window of a clip may hold fewer.
+        queries: embeddings of a window.
+        width: of the transformer; null means the encoder's.
+        layers, heads: of the transformer; a layer is attention among the queries, then over the window, then two
+            affine layers with ``4 * width`` between.
+        dropout: in the transformer.
+        output_rms: see ``MlpConfig``.
+    """
+
+    window: int = 8
+    queries: int = 2
+    width: int | None = None
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+    output_rms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("window", "queries", "layers", "heads", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"adaptor qformer: {name} must be at least 1, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adaptor qformer: dropout must be from 0 to below 1, got {self.dropout}")
+        if self.output_rms is not None and self.output_rms <= 0:
+            raise ValueError(f"adaptor qformer: output_rms must be above 0, got {self.output_rms}")
+
+    def num_frames(self, num_states: int) -> int:
+        """``queries`` for every window, a short last one included."""
+        return self.queries * -(-num_states // self.window)

@@ -17,7 +17,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from bagpiper.data.sinc import sinc_resample
 from bagpiper.errors import UserError
+from bagpiper.settings import Resampler
 
 _BLOCK = 1 << 20
 """Frames decoded at a time; a clip of 30 s at 32 kHz is one block."""
@@ -99,13 +101,16 @@ def probe_clip(path: str | Path, max_seconds: float | None = None) -> ClipInfo:
     return ClipInfo(str(path), sum(map(len, blocks)), rate, digest, channels)
 
 
-def read_clip(path: str | Path, sample_rate: int, max_seconds: float | None = None) -> NDArray[np.float32]:
+def read_clip(
+    path: str | Path, sample_rate: int, max_seconds: float | None = None, resampler: Resampler = "soxr"
+) -> NDArray[np.float32]:
     """Samples of a file's first channel.
 
     Args:
         path: the file; any format that libsndfile knows by content, whatever its name ends in.
         sample_rate: wanted rate in Hz.
         max_seconds: longest clip allowed.
+        resampler: see ``resample``.
 
     Returns:
         float32 ``[resampled_length(N, rate of the file, sample_rate)]``.
@@ -114,15 +119,18 @@ def read_clip(path: str | Path, sample_rate: int, max_seconds: float | None = No
         BadAudio: as ``probe_clip``.
     """
     blocks, rate, _ = _decode(str(path), max_seconds)
-    return resample(np.concatenate(blocks), rate, sample_rate)
+    return resample(np.concatenate(blocks), rate, sample_rate, resampler)
 
 
-def resample(wave: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray[np.float32]:
-    """Resample with soxr (HQ).
+def resample(
+    wave: NDArray[np.float32], rate_in: int, rate_out: int, resampler: Resampler = "soxr"
+) -> NDArray[np.float32]:
+    """Bring a wave to another rate.
 
     Args:
         wave: float32 ``[N]``.
         rate_in, rate_out: in Hz.
+        resampler: ``soxr`` (HQ), or ``official``, the windowed sinc of the official code (spec section 3.1).
 
     Returns:
         float32 ``[resampled_length(N, rate_in, rate_out)]``; soxr's own length, one less at times, is filled up with
@@ -130,6 +138,8 @@ def resample(wave: NDArray[np.float32], rate_in: int, rate_out: int) -> NDArray[
     """
     if rate_in == rate_out:
         return wave
+    if resampler == "official":
+        return sinc_resample(wave, rate_in, rate_out)
     result = np.zeros(resampled_length(len(wave), rate_in, rate_out), dtype=np.float32)
     resampled = soxr.resample(wave, rate_in, rate_out)[: len(result)]
     result[: len(resampled)] = resampled

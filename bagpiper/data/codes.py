@@ -15,6 +15,7 @@ from bagpiper.codecs.configs import CodecConfig
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
+from bagpiper.settings import Resampler
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _HEADER = struct.Struct("<8sIIIB")
 
 
 class CodeCache:
-    """Codes by (hash of the clip's file, fingerprint of the codec).
+    """Codes by (hash of the clip's file, fingerprint of the codec, resampler of the clip).
 
     An entry is a file of a fixed header, whose checksum shows damage, and the codes as they are. They are written under
     a temporary name and renamed, so several processes may fill one cache. (NumPy's own files are not safe here: their
@@ -34,9 +35,17 @@ class CodeCache:
     "AST constructor recursion depth mismatch".)
     """
 
-    def __init__(self, folder: str | Path, codec_fingerprint: str) -> None:
-        """Args: folder: of the cache, shared by all codecs; codec_fingerprint: hash of the codec's weights."""
-        self._folder = Path(folder) / "codes" / codec_fingerprint[:32]
+    def __init__(self, folder: str | Path, codec_fingerprint: str, resampler: Resampler = "soxr") -> None:
+        """Open a cache, empty or not.
+
+        Args:
+            folder: of the cache, shared by all codecs.
+            codec_fingerprint: hash of the codec's weights.
+            resampler: what the codec hears of clips at other rates; ``fill_codes`` reads clips with it.
+        """
+        self.resampler: Resampler = resampler
+        suffix = "" if resampler == "soxr" else f"-{resampler}"
+        self._folder = Path(folder) / "codes" / f"{codec_fingerprint[:32]}{suffix}"
 
     def has(self, sha256: str) -> bool:
         """Whether the codes of a clip are there and whole; a damaged entry is logged and counts as missing."""
@@ -128,7 +137,7 @@ def fill_codes(
 
     def flush() -> None:
         nonlocal encoded
-        waves = [read_clip(clip.path, config.sample_rate) for clip in batch]
+        waves = [read_clip(clip.path, config.sample_rate, resampler=cache.resampler) for clip in batch]
         for clip, wave, codes in zip(batch, waves, encode(waves) if waves else [], strict=True):
             expected = (config.num_frames(len(wave)), config.num_codebooks)
             assert codes.shape == expected, (

@@ -18,6 +18,7 @@ from bagpiper.data.examples import Example
 from bagpiper.data.packing import uniform
 from bagpiper.encoders.configs import EncoderConfig
 from bagpiper.errors import UserError
+from bagpiper.settings import Resampler
 
 
 class BadExample(UserError):  # noqa: N818
@@ -72,10 +73,25 @@ class Layout:
     """
 
     def __init__(
-        self, template: Template, encoder: EncoderConfig, adaptor: AdaptorConfig, codec: CodecConfig, cache: CodeCache
+        self,
+        template: Template,
+        encoder: EncoderConfig,
+        adaptor: AdaptorConfig,
+        codec: CodecConfig,
+        cache: CodeCache,
+        resampler: Resampler = "soxr",
     ) -> None:
-        """Args: template: of the model; encoder, adaptor, codec: promises; cache: holds the codes of spoken clips."""
+        """Prepare to lay out.
+
+        Args:
+            template: of the model.
+            encoder, adaptor, codec: promises.
+            cache: holds the codes of spoken clips.
+            resampler: of heard clips; that of ``cache``.
+        """
+        assert cache.resampler == resampler, f"codes of clips resampled by {cache.resampler}, not {resampler}"
         self.encoder, self.adaptor, self.codec = encoder, adaptor, codec
+        self._resampler: Resampler = resampler
         self.audio_start = template.vocabulary.audio_start
         self._cache = cache
         self._encode = template.encode_text
@@ -179,7 +195,7 @@ class Layout:
         return codes
 
     def _wave(self, clip: ClipInfo) -> NDArray[np.float32]:
-        wave = read_clip(clip.path, self.encoder.sample_rate)
+        wave = read_clip(clip.path, self.encoder.sample_rate, resampler=self._resampler)
         expected = clip.samples_at(self.encoder.sample_rate)
         if len(wave) != expected:
             raise UserError(

@@ -75,7 +75,7 @@ class PackDataModule(LightningDataModule):
         self.settings, self.seed, self.accumulate = settings, seed, accumulate
         self.rank, self.world = rank, world
         self.ledger = ledger or Ledger()
-        self.layout = Layout(template, encoder, adaptor, codec, cache)
+        self.layout = Layout(template, encoder, adaptor, codec, cache, settings.resampler)
         self.position = 0
         faults = Faults(settings.on_bad_example, self.ledger)
         self._train = self._measure(train, faults)
@@ -123,8 +123,9 @@ class PackDataModule(LightningDataModule):
         """
         if state["fingerprint"] != self._fingerprint():
             raise UserError(
-                "the training data is not that of the checkpoint (examples, clips, weights, token_budget or seed "
-                "differ), so the run cannot go on exactly; restore the data, or start a new run from its model/ folder"
+                "the training data is not that of the checkpoint (examples, clips, weights, token_budget, resampler "
+                "or seed differ), so the run cannot go on exactly; restore the data, or start a new run from its "
+                "model/ folder"
             )
         self._stream = self._make_stream(starts=state["starts"])
         self.position = state["position"] * state["world"] // self.world
@@ -226,7 +227,7 @@ class PackDataModule(LightningDataModule):
         )
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(self._stream.fingerprint().encode())
+        digest = hashlib.sha256(f"{self._stream.fingerprint()} {self.settings.resampler}".encode())
         for item in self._train:
             clips = [clip.sha256 for clip in item.example.clips.values()]
             digest.update(repr((item.example.conversation.id, clips)).encode())

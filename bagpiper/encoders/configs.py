@@ -153,7 +153,15 @@ class OmniConfig(EncoderConfig):
 
 @dataclass
 class Qwen3OmniConfig(OmniConfig):
-    """The tower of Qwen3-Omni (spec section 3.3), which the official model hears with."""
+    """The tower of Qwen3-Omni (spec section 3.3), which the official model hears with.
+
+    Attributes:
+        isolate: whether the states of a clip under 1 s are those of the clip alone. The official code puts all clips
+            of a batch into one call, where such a clip's states depend on whether a longer one is there (golden
+            quirk 4).
+    """
+
+    isolate: bool = True
 
     kind: ClassVar[str] = "qwen3_omni"
     chunk: ClassVar[int] = 100
@@ -167,6 +175,12 @@ class Qwen3OmniConfig(OmniConfig):
             raise ValueError(
                 f"encoder {self.kind}: n_window must be {self.chunk // 2}, got {n_window}; transformers counts "
                 "13 states for every chunk, which holds for no other"
+            )
+        window = fields.get("n_window_infer", self.chunk)
+        if window < self.chunk:
+            raise ValueError(
+                f"encoder {self.kind}: n_window_infer must be at least {self.chunk}, got {window}; attention reaches "
+                "over whole chunks"
             )
 
     def num_frames(self, num_samples: int) -> int:

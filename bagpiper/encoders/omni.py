@@ -107,8 +107,9 @@ class OmniEncoder(Encoder):
         return [states.get(index, nothing) for index in range(len(waves))]
 
     def groups(self, num_mel_frames: Sequence[int]) -> list[list[int]]:
-        """Which clips may share a call of the tower without hearing each other; clips without a frame are left out."""
-        return [group] if (group := [index for index, length in enumerate(num_mel_frames) if length]) else []
+        """Which clips share a call of the tower; clips without a frame are left out."""
+        heard = [index for index, length in enumerate(num_mel_frames) if length]
+        return [heard] if heard else []
 
     def _encode(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
         """Mel frames ``[L_i, num_mel_bins]`` -> states, in one call."""
@@ -167,13 +168,16 @@ class Qwen3OmniEncoder(OmniEncoder):
 
     Convolutions run over chunks of 100 mel frames that are padded to the longest chunk of a call. Alone, a clip under
     1 s ends in the convolutions' own zeros; beside a longer one it ends in 100 frames of what the convolutions make of
-    zeros (golden quirk 4). So clips of 100 frames and more share a call, and shorter ones only with their equals.
+    zeros (golden quirk 4). So clips of 100 frames and more share a call, and shorter ones only with their equals,
+    unless ``isolate: false`` asks for the official states.
     """
 
     fields = (*TOWER_FIELDS, "n_window_infer", "conv_chunksize", "downsample_hidden_size")
 
     def groups(self, num_mel_frames: Sequence[int]) -> list[list[int]]:
         """See ``OmniEncoder.groups``."""
+        if not self.config.isolate:
+            return super().groups(num_mel_frames)
         groups: dict[int, list[int]] = {}
         for index, length in enumerate(num_mel_frames):
             if length:

@@ -141,7 +141,7 @@ class Decoder:
     def run(self, conversations: Sequence[Conversation]) -> list[list[Drawn]]:
         """Segments of every conversation."""
         cache = KeyValueCache(len(conversations), self.device)
-        hidden = self._feed(cache, embed_prompts(self.model, conversations, self.settings.max_seconds, self.device))
+        hidden = self._feed(cache, embed_prompts(self.model, conversations, self.settings, self.device))
         groups = [_Group(list(range(len(conversations))), cache, hidden, 0)]
         while groups:
             for modality, group in self._part(groups.pop()):

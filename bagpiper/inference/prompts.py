@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bagpiper.codecs.configs import CodecConfig
     from bagpiper.encoders.configs import EncoderConfig
     from bagpiper.model import Bagpiper
+    from bagpiper.settings import GenerationSettings
 
 
 def with_system_prompt(conversation: Conversation, system_prompt: str | None) -> Conversation:
@@ -28,7 +29,7 @@ def with_system_prompt(conversation: Conversation, system_prompt: str | None) ->
 
 
 def embed_prompts(
-    model: Bagpiper, conversations: Sequence[Conversation], max_seconds: float, device: torch.device
+    model: Bagpiper, conversations: Sequence[Conversation], settings: GenerationSettings, device: torch.device
 ) -> list[torch.Tensor]:
     """Embed conversations, with the row of ``<|assistant|>`` that asks for an answer.
 
@@ -37,7 +38,7 @@ def embed_prompts(
     Args:
         model: in eval mode.
         conversations: at least one; audio of the assistant becomes codes, other audio is heard.
-        max_seconds: longest clip allowed.
+        settings: longest clip allowed, and how clips are resampled.
         device: of the model.
 
     Returns:
@@ -54,7 +55,7 @@ def embed_prompts(
                 (spoken_at if message.is_spoken else heard_at).append((number, index))
 
     def waves(places: list[tuple[int, int]], promises: EncoderConfig | CodecConfig) -> list[torch.Tensor]:
-        return [_wave(conversations[n].messages[i].clip, promises, max_seconds, device) for n, i in places]
+        return [_wave(conversations[n].messages[i].clip, promises, settings, device) for n, i in places]
 
     heard = model.hear(waves(heard_at, model.settings.encoder))
     codes = model.codec.encode(waves(spoken_at, model.settings.codec)) if spoken_at else []
@@ -87,13 +88,16 @@ def _embed(
     return embeds
 
 
-def _wave(clip: Clip, promises: EncoderConfig | CodecConfig, max_seconds: float, device: torch.device) -> torch.Tensor:
+def _wave(
+    clip: Clip, promises: EncoderConfig | CodecConfig, settings: GenerationSettings, device: torch.device
+) -> torch.Tensor:
     """Samples of a clip as a part wants them, float32 ``[N]``."""
+    max_seconds, resampler = settings.max_seconds, settings.resampler or "soxr"
     name = clip.path or "a clip in memory"
     too_long = UserError(f"{name}: longer than {max_seconds:g} s; cut it, or raise generation.max_seconds")
     if clip.path is not None:
         try:
-            samples = read_clip(clip.path, promises.sample_rate, max_seconds)
+            samples = read_clip(clip.path, promises.sample_rate, max_seconds, resampler)
         except BadAudio as error:
             if error.reason == "too long":
                 raise UserError(
@@ -107,7 +111,7 @@ def _wave(clip: Clip, promises: EncoderConfig | CodecConfig, max_seconds: float,
             raise UserError(f"{name}: samples must be a vector of finite numbers, got shape {clip.samples.shape}")
         if len(clip.samples) > max_seconds * clip.sample_rate:
             raise too_long
-        samples = resample(clip.samples.astype(np.float32), clip.sample_rate, promises.sample_rate)
+        samples = resample(clip.samples.astype(np.float32), clip.sample_rate, promises.sample_rate, resampler)
     if promises.num_frames(len(samples)) < 1:
         raise UserError(f"{name}: {len(samples)} samples at {promises.sample_rate} Hz are too short for one frame")
     return torch.from_numpy(np.ascontiguousarray(samples)).to(device)

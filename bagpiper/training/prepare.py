@@ -138,7 +138,7 @@ def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], consol
         raise UserError("model.codec.path is null, so the codec is fitted to the training clips, but there is no audio")
     with told(console, "codec") as say:
         codec = registry.build("codec", config)
-        waves = list(_sample(clips, config.sample_rate, config.fit_seconds, recipe.seed))
+        waves = list(_sample(recipe, clips, config.sample_rate, config.fit_seconds))
         with _for_users(), counted(console, "fitting codebooks") as advance:
             codec.fit(waves, derive_seed(recipe.seed, "codec"), advance)
         with replacing_file(folder / CODEC) as temporary:
@@ -164,25 +164,27 @@ def calibrate_encoder(recipe: Recipe, encoder: Encoder, train: Sequence[Example]
     """Show an encoder that is to train from nothing some of the clips that it will hear."""
     clips = distinct_clips(train, spoken=False)
     if clips:
-        waves = _sample(clips, recipe.model.encoder.sample_rate, _CALIBRATION_SECONDS, recipe.seed)
+        waves = _sample(recipe, clips, recipe.model.encoder.sample_rate, _CALIBRATION_SECONDS)
         encoder.calibrate([torch.from_numpy(wave) for wave in waves])
 
 
-def _sample(clips: Sequence[ClipInfo], sample_rate: int, seconds: float, seed: int) -> Iterator[NDArray[np.float32]]:
+def _sample(
+    recipe: Recipe, clips: Sequence[ClipInfo], sample_rate: int, seconds: float
+) -> Iterator[NDArray[np.float32]]:
     """Clips in an order that depends on the seed alone, until there is enough audio."""
     so_far = 0.0
-    for clip in sorted(clips, key=lambda clip: derive_seed(seed, "codec clip", clip.sha256)):
+    for clip in sorted(clips, key=lambda clip: derive_seed(recipe.seed, "codec clip", clip.sha256)):
         if so_far >= seconds:
             return
         so_far += clip.seconds
-        yield read_clip(clip.path, sample_rate)
+        yield read_clip(clip.path, sample_rate, resampler=recipe.data.resampler)
 
 
 def prepare_codes(
     recipe: Recipe, folder: Path, codec: Codec, examples: Examples, device: torch.device, console: Console
 ) -> CodeCache:
     """Encode every clip that the model is to make, once."""
-    cache = CodeCache(cache_folder(recipe, folder), codec.weights_hash())
+    cache = CodeCache(cache_folder(recipe, folder), codec.weights_hash(), recipe.data.resampler)
     clips = distinct_clips([*examples.train, *examples.valid], spoken=True)
 
     def encode(waves: list[NDArray[np.float32]]) -> list[NDArray[np.int64]]:

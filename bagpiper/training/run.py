@@ -160,7 +160,7 @@ def _assemble(
     listening = Listening(
         folder,
         make_prompts(recipe.listening, [example.conversation for example in examples.valid]),
-        recipe.generation,
+        recipe.sampling,
         every=recipe.listening.every,
         accumulate=settings.accumulate,
         seed=recipe.seed,
@@ -220,7 +220,7 @@ def _save(module: LightningModule, target: Path, recipe: Recipe, folder: Path) -
     write_model(
         module,
         target,
-        generation=recipe.generation,
+        generation=recipe.sampling,
         lora=recipe.stage.lora,
         stage=recipe.stage.name,
         provenance={"recipe": recipe.name, "run": str(folder)},

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isolation import DISTURBANCES, check_isolation
 
-from bagpiper.adaptors.configs import ConvConfig, LinearConfig, MlpConfig
+from bagpiper.adaptors.configs import ConvConfig, LinearConfig, MlpConfig, QformerConfig
 from bagpiper.registry import build
 
 CONFIGS = [
@@ -20,6 +21,8 @@ CONFIGS = [
     MlpConfig(output_rms=1.0),
     ConvConfig(),
     ConvConfig(kernel=5, stride=3),
+    QformerConfig(window=3, queries=2, heads=2),
+    QformerConfig(window=4, queries=1, width=12, heads=3, layers=1, output_rms=1.0),
 ]
 WIDTH_IN, WIDTH_OUT = 6, 8
 
@@ -38,23 +41,9 @@ def test_promise_of_num_frames(config: Any, lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("disturbance", [1.0, float("nan")])
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
 def test_clips_are_independent(config: Any, disturbance: float) -> None:
-    module = adaptor(config)
-    clips = [torch.randn(length, WIDTH_IN) for length in (7, 4, 5)]
-    disturbed = [clips[0], clips[1] + disturbance, clips[2]]
-    results = []
-    for batch in (clips, disturbed):
-        leaves = [clip.clone().requires_grad_() for clip in batch]
-        outputs = module(leaves)
-        sum(output.pow(2).sum() for output in outputs).backward()
-        results.append((outputs, [leaf.grad for leaf in leaves]))
-    (outputs, gradients), (outputs_now, gradients_now) = results
-    for index in (0, 2):
-        assert torch.equal(outputs[index], outputs_now[index])
-        assert torch.equal(gradients[index], gradients_now[index])
-        torch.testing.assert_close(module([clips[index]])[0], outputs[index], rtol=0, atol=1e-5)
-    assert not torch.equal(outputs[1], outputs_now[1])
+    check_isolation(adaptor(config), [torch.randn(length, WIDTH_IN) for length in (7, 4, 5)], 1, disturbance)
 
 
 def test_mlp_stacks_neighbours_and_pads_the_last_group_with_zeros() -> None:
@@ -62,6 +51,30 @@ def test_mlp_stacks_neighbours_and_pads_the_last_group_with_zeros() -> None:
     states = torch.randn(3, WIDTH_IN)
     stacked = torch.stack([torch.cat([states[0], states[1]]), torch.cat([states[2], torch.zeros(WIDTH_IN)])])
     torch.testing.assert_close(module([states])[0], module.output(F.gelu(module.hidden(stacked))))
+
+
+def test_qformer_sees_one_window_at_a_time_and_tells_its_states_apart() -> None:
+    module = adaptor(QformerConfig(window=4, queries=2, heads=2))
+    states = torch.randn(10, WIDTH_IN)
+    whole = module([states])[0]
+    pieces = module([states[:4], states[4:8], states[8:]])
+    torch.testing.assert_close(whole, torch.cat(pieces), rtol=0, atol=1e-6)
+    assert not torch.allclose(module([states[:4].flip(0)])[0], pieces[0], atol=1e-4)
+    assert not torch.allclose(pieces[0][0], pieces[0][1], atol=1e-4)
+
+
+def test_qformer_does_not_take_padding_for_states() -> None:
+    """A clip that ends inside a window has its own embeddings, not those of the clip with zeros after it."""
+    module = adaptor(QformerConfig(window=4, queries=2, heads=2))
+    states = torch.randn(3, WIDTH_IN)
+    padded = torch.cat([states, torch.zeros(1, WIDTH_IN)])
+    assert not torch.allclose(module([states])[0], module([padded])[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [MlpConfig(output_rms=0.7), QformerConfig(heads=2, output_rms=0.7)])
+def test_output_rms_is_where_the_size_of_an_embedding_starts(config: Any) -> None:
+    (embeddings,) = adaptor(config)([torch.randn(9, WIDTH_IN)])
+    assert embeddings.pow(2).mean(1).sqrt().tolist() == pytest.approx([0.7] * len(embeddings), rel=1e-3)
 
 
 def test_every_state_reaches_the_output() -> None:
@@ -78,3 +91,7 @@ def test_impossible_configs_are_refused() -> None:
         MlpConfig(stack=0)
     with pytest.raises(ValueError, match="hidden must be at least 1"):
         MlpConfig(hidden=0)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        QformerConfig(window=0)
+    with pytest.raises(ValueError, match="width \\(6\\) must be a multiple of heads \\(4\\)"):
+        adaptor(QformerConfig())

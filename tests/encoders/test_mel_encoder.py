@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isolation import DISTURBANCES, check_isolation
 
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.encoders.mel import MelEncoder
@@ -36,24 +37,10 @@ def test_promise_of_num_frames(fields: dict[str, object], lengths: list[int]) ->
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("disturbance", [0.5, float("nan")])
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
 def test_clips_are_independent(layers: int, disturbance: float) -> None:
-    """Past defect (spec section 9.4, golden quirk 4): states of short clips depended on their batch mates."""
-    module = encoder(layers=layers)
     clips = [torch.randn(length) * 0.1 for length in (3200, 800, 5000)]
-    disturbed = [clips[0], clips[1] + disturbance, clips[2]]
-    results = []
-    for batch in (clips, disturbed):
-        leaves = [clip.clone().requires_grad_() for clip in batch]
-        states = module(leaves)
-        sum(state.pow(3).sum() for state in states).backward()
-        results.append((states, [leaf.grad for leaf in leaves]))
-    (states, gradients), (states_now, gradients_now) = results
-    for index in (0, 2):
-        assert torch.equal(states[index], states_now[index])
-        assert torch.equal(gradients[index], gradients_now[index])
-        torch.testing.assert_close(module([clips[index]])[0], states[index], rtol=0, atol=1e-5)
-    assert not torch.equal(states[1], states_now[1])
+    check_isolation(encoder(layers=layers), clips, 1, disturbance)
 
 
 def test_loudness_is_visible_and_features_have_a_sane_scale() -> None:

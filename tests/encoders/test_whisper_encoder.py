@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isolation import DISTURBANCES, check_isolation
 from transformers import WhisperConfig as HfWhisperConfig
 from transformers import WhisperFeatureExtractor, WhisperModel
 
@@ -83,24 +84,10 @@ def test_promise_of_num_frames(lengths: list[int]) -> None:
     assert [tuple(state.shape) for state in states] == [(module.config.num_frames(n), 32) for n in lengths]
 
 
-@pytest.mark.parametrize("disturbance", [0.5, float("nan")])
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
 def test_clips_are_independent(disturbance: float) -> None:
-    """Past defect (golden quirk 4): states of short clips depended on their batch mates. Two clips share a length."""
-    module = encoder()
-    clips = [torch.randn(length) * 0.1 for length in (3200, 3200, 5000)]
-    disturbed = [clips[0], clips[1] + disturbance, clips[2]]
-    results = []
-    for batch in (clips, disturbed):
-        leaves = [clip.clone().requires_grad_() for clip in batch]
-        states = module(leaves)
-        sum(state.pow(3).sum() for state in states).backward()
-        results.append((states, [leaf.grad for leaf in leaves]))
-    (states, gradients), (states_now, gradients_now) = results
-    for index in (0, 2):
-        assert torch.equal(states[index], states_now[index])
-        assert torch.equal(gradients[index], gradients_now[index])
-        torch.testing.assert_close(module([clips[index]])[0], states[index], rtol=0, atol=1e-5)
-    assert not torch.equal(states[1], states_now[1])
+    """Two of the clips share a length, and so a call."""
+    check_isolation(encoder(), [torch.randn(length) * 0.1 for length in (3200, 3200, 5000)], 1, disturbance)
 
 
 def test_a_clip_beyond_the_positions_is_refused() -> None:

@@ -42,10 +42,14 @@ class Official:
         codes, states = {}, {}
         for index, message in enumerate(conversation.messages):
             if message.modality == "audio":
-                name = message.clip.path.split("/")[-1].rsplit(".", 1)[0]
+                name = self.clip_name(conversation.id, index)
                 codes[index] = self.codes[f"clip/{name}/codes"].astype(np.int64)
                 states[index] = self.codes_info["clips"][name]["encoder_frames"]
         return {"codes": codes, "states": states}
+
+    def clip_name(self, name, index):
+        """Name of the clip in a message of an example."""
+        return self.conversations[name].messages[index].clip.path.split("/")[-1].rsplit(".", 1)[0]
 
     def grid(self, name, template=None):
         conversation = self.conversations[name]

@@ -52,6 +52,10 @@ class OfficialModel(Official):
         head.load_state_dict({"streams": self.weights["stream_emb.weight"]})
         return head
 
+    def hear(self, clip):
+        """Embeddings of a clip."""
+        return self.adaptor(torch.from_numpy(self.codes[f"clip/{clip}/encoder_features"]))
+
     def forward(self, names, head, pad_to=None):
         """Batch, embeddings, hidden states and loss of a pack."""
         grids = [self.grid(name) for name in names]
@@ -61,8 +65,7 @@ class OfficialModel(Official):
         heard = []
         for name, grid in zip(names, grids, strict=True):
             for slot in grid.slots:
-                clip = self.conversations[name].messages[slot.message].clip.path.split("/")[-1].rsplit(".", 1)[0]
-                heard.append(self.adaptor(torch.from_numpy(self.codes[f"clip/{clip}/encoder_features"])))
+                heard.append(self.hear(self.clip_name(name, slot.message)))
         if heard:
             rows = torch.cat([torch.arange(start, start + length) for start, length in batch.slots])
             embeds = embeds.index_copy(0, rows, torch.cat(heard))
