@@ -115,6 +115,8 @@ for _kind, _name, _config, _component in (
     ("codec", "rvq", "bagpiper.codecs.configs:RvqConfig", "bagpiper.codecs.rvq:RvqCodec"),
     ("codec", "encodec", "bagpiper.codecs.configs:EncodecConfig", "bagpiper.codecs.encodec:EncodecCodec"),
     ("codec", "xcodec", "bagpiper.codecs.configs:XcodecConfig", "bagpiper.codecs.xcodec:XcodecCodec"),
+    ("codec", "dac", "bagpiper.codecs.configs:DacConfig", "bagpiper.codecs.dac:DacCodec"),
+    ("codec", "mimi", "bagpiper.codecs.configs:MimiConfig", "bagpiper.codecs.mimi:MimiCodec"),
     ("head", "parallel", "bagpiper.heads.configs:ParallelConfig", "bagpiper.heads.parallel:ParallelHead"),
 ):
     register(_kind, _name, config=_config, component=_component)

@@ -8,13 +8,18 @@ import torch
 def check_wave(wave: torch.Tensor) -> torch.Tensor:
     """The waveform as float32.
 
+    Half precision is refused: the official code casts waveforms to bfloat16 before it makes codes of them (spec section
+    4.1), and 8 bits of mantissa give other codes than the file has.
+
     Raises:
-        ValueError: it is not one channel of finite floating-point numbers.
+        ValueError: it is not one channel of finite numbers in float32 or float64.
     """
     if wave.ndim != 1:
         raise ValueError(f"a waveform must be one channel [samples], got shape {list(wave.shape)}")
     if not wave.is_floating_point():
         raise ValueError(f"a waveform must be floating point from -1 to 1, got {wave.dtype}")
+    if wave.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"a waveform must be float32 (rounded ones have other codes), got {wave.dtype}")
     wave = wave.float()
     if not bool(torch.isfinite(wave).all()):
         bad = int((~torch.isfinite(wave)).sum())

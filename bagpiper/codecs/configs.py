@@ -78,6 +78,31 @@ class RvqConfig(CodecConfig):
         return self.hop // self.mel_hop
 
 
+PUBLISHED: dict[str, dict[str, int]] = {
+    "facebook/encodec_24khz": {"sample_rate": 24000, "hop": 320, "num_codebooks": 32, "codebook_size": 1024},
+    "hf-audio/xcodec-hubert-general": {"sample_rate": 16000, "hop": 320, "num_codebooks": 8, "codebook_size": 1024},
+    "descript/dac_44khz": {"sample_rate": 44100, "hop": 512, "num_codebooks": 9, "codebook_size": 1024},
+    "descript/dac_24khz": {"sample_rate": 24000, "hop": 320, "num_codebooks": 32, "codebook_size": 1024},
+    "descript/dac_16khz": {"sample_rate": 16000, "hop": 320, "num_codebooks": 12, "codebook_size": 1024},
+    "kyutai/mimi": {"sample_rate": 24000, "hop": 1920, "num_codebooks": 32, "codebook_size": 2048},
+}
+"""What published models keep to, so that a recipe that promises something else is refused before anything is loaded."""
+
+
+def check_published(name: str, config: CodecConfig, source: str | None) -> None:
+    """Refuse promises that the published model called ``source`` does not keep; other sources are checked when loaded.
+
+    Raises:
+        ValueError: rate, hop or codebook size differ, or there are not so many codebooks.
+    """
+    facts = PUBLISHED.get(source or "", {})
+    for key, found in facts.items():
+        promised = getattr(config, key)
+        if promised > found or (promised != found and key != "num_codebooks"):
+            most = "at most " if key == "num_codebooks" else ""
+            raise ValueError(f"codec {name}: {source} has {key} {found}, got {promised}; set {key} to {most}{found}")
+
+
 ENCODEC_BOOKS = (2, 4, 8, 16, 32)
 """Codebooks that EnCodec 24 kHz was trained to work with: 1.5, 3, 6, 12 and 24 kbit/s at 75 frames per second."""
 
@@ -99,6 +124,7 @@ class EncodecConfig(CodecConfig):
     config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_published("encodec", self, self.source)
         if self.num_codebooks not in ENCODEC_BOOKS:
             raise ValueError(
                 f"codec encodec: num_codebooks must be one of {', '.join(map(str, ENCODEC_BOOKS))}, "
@@ -127,10 +153,70 @@ class XcodecConfig(CodecConfig):
     config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_published("xcodec", self, self.source)
         rates = (self.config or {}).get("target_bandwidths", XCODEC_RATES)
-        bits = math.ceil(math.log2(self.codebook_size)) * math.ceil(self.frame_rate)
-        books = [max(1, int(1000 * rate // bits)) for rate in rates]
+        of_a_book = math.log2(self.codebook_size) * math.ceil(self.frame_rate) / 1000  # as transformers computes it
+        books = sorted({max(1, math.floor(rate / of_a_book)) for rate in rates})
         if self.num_codebooks not in books:
             raise ValueError(
                 f"codec xcodec: num_codebooks must be one of {', '.join(map(str, books))}, got {self.num_codebooks}"
             )
+
+
+@dataclass
+class DacConfig(CodecConfig):
+    """DAC (arXiv:2306.06546) through transformers. It was trained with any number of first codebooks.
+
+    The defaults are those of ``descript/dac_44khz``; ``descript/dac_24khz`` needs ``sample_rate: 24000``, ``hop: 320``,
+    ``ratios: [2, 4, 5, 8]`` and at most 32 codebooks, ``descript/dac_16khz`` the same with 16000 and at most 12.
+
+    Attributes:
+        source: hub name or folder; null builds random weights.
+        ratios: stride of each block of the encoder; their product is ``hop``.
+        config: fields of transformers' DacConfig, for random weights.
+    """
+
+    source: str | None = "descript/dac_44khz"
+    sample_rate: int = 44100
+    hop: int = 512
+    num_codebooks: int = 9
+    codebook_size: int = 1024
+    ratios: tuple[int, ...] = (2, 4, 8, 8)
+    config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_published("dac", self, self.source)
+        if math.prod(self.ratios) != self.hop:
+            raise ValueError(
+                f"codec dac: hop must be the product of ratios, {math.prod(self.ratios)} for {list(self.ratios)}, "
+                f"got {self.hop}"
+            )
+
+    def num_samples(self, num_frames: int) -> int:
+        """Samples that decoding gives: every block of an odd stride ends one sample early (its padding is uneven)."""
+        length = num_frames
+        for ratio in reversed(self.ratios):
+            length = max(0, length * ratio - ratio % 2)
+        return length
+
+
+@dataclass
+class MimiConfig(CodecConfig):
+    """Mimi (arXiv:2410.00037) through transformers: 12.5 frames per second, one semantic and 31 acoustic codebooks.
+
+    It was trained with any number of first codebooks; Moshi uses 8.
+
+    Attributes:
+        source: hub name or folder; null builds random weights.
+        config: fields of transformers' MimiConfig, for random weights.
+    """
+
+    source: str | None = "kyutai/mimi"
+    sample_rate: int = 24000
+    hop: int = 1920
+    num_codebooks: int = 8
+    codebook_size: int = 2048
+    config: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_published("mimi", self, self.source)

@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from transformers import EncodecConfig as HfEncodecConfig
 from transformers import EncodecModel
-from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecEuclideanCodebook
+from transformers.models.encodec.modeling_encodec import EncodecConv1d
 
-from bagpiper.codecs.checks import check_codes, check_wave
 from bagpiper.codecs.configs import EncodecConfig
-from bagpiper.component import Codec
+from bagpiper.codecs.hf import (
+    HfCodec,
+    check_fields,
+    check_promises,
+    draw_codebooks,
+    is_meta,
+    load_pretrained,
+    noise,
+    plain_fields,
+    reset_geometry,
+)
 
 # Names in Meta's checkpoints -> names in transformers; all 252 tensors of the 24 kHz model map.
 _RENAMINGS = (
@@ -47,7 +56,7 @@ _ARCHITECTURE = (
 )
 
 
-class EncodecCodec(Codec):
+class EncodecCodec(HfCodec):
     """EnCodec's encoder, the first K codebooks of its residual quantiser, and its decoder.
 
     The model is causal, so whole hops of a clip have the same codes with and without what follows them.
@@ -66,73 +75,46 @@ class EncodecCodec(Codec):
         elif source.endswith(".th"):
             self.model = _read_meta(Path(source), _hf_config(config))
         else:
-            self.model = _from_transformers(source)
-        _check_promises(config, self.model.config)
+            self.model = load_pretrained(EncodecModel, source)
+        found = self.model.config
+        check_promises(
+            "encodec",
+            source,
+            {
+                "sample_rate": (config.sample_rate, found.sampling_rate),
+                "hop": (config.hop, found.hop_length),
+                "codebook_size": (config.codebook_size, found.codebook_size),
+            },
+            (config.num_codebooks, found.num_quantizers),
+        )
+        _check_kind(source, found)
         self.requires_grad_(False)
         self.eval()
 
     def portable_config(self) -> EncodecConfig:
         """See ``Component.portable_config``."""
         plain = HfEncodecConfig(sampling_rate=self.config.sample_rate)
-        found = {name: _plain(getattr(self.model.config, name)) for name in _ARCHITECTURE}
-        other = {name: value for name, value in found.items() if value != _plain(getattr(plain, name))}
+        usual, found = plain_fields(plain, _ARCHITECTURE), plain_fields(self.model.config, _ARCHITECTURE)
+        other = {name: value for name, value in found.items() if value != usual[name]}
         return replace(self.config, source=None, config=other or None)
 
     def reset_buffers(self) -> None:
         """See ``Component.reset_buffers``: the convolutions keep their geometry in buffers that no file carries."""
-        device = next(self.parameters()).device
-        for module in self.model.modules():
-            if isinstance(module, EncodecConv1d):
-                conv = module.conv
-                reach = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
-                geometry = {"stride": conv.stride[0], "kernel_size": reach, "padding_total": reach - conv.stride[0]}
-                for name, value in geometry.items():
-                    module.register_buffer(name, torch.tensor(value, device=device), persistent=False)
+        reset_geometry(self.model, EncodecConv1d)
 
-    @torch.no_grad()
-    def encode(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
-        """See ``Codec.encode``.
+    def to_codes(self, wave: torch.Tensor) -> torch.Tensor:
+        """See ``HfCodec.to_codes``."""
+        residual = self.model.encoder(wave)
+        codes = []
+        layers: list[Any] = list(self.model.quantizer.layers)
+        for layer in layers[: self.config.num_codebooks]:
+            codes.append(layer.encode(residual))
+            residual = residual - layer.decode(codes[-1])
+        return torch.cat(codes)
 
-        Raises:
-            ValueError: a waveform is not one channel of finite numbers.
-        """
-        return [self._encode_clip(wave) for wave in waves]
-
-    @torch.no_grad()
-    def decode(self, codes: list[torch.Tensor]) -> list[torch.Tensor]:
-        """See ``Codec.decode``.
-
-        Raises:
-            ValueError: codes have another shape or lie out of range.
-        """
-        return [self._decode_clip(clip) for clip in codes]
-
-    def _encode_clip(self, wave: torch.Tensor) -> torch.Tensor:
-        device = next(self.parameters()).device
-        num_frames = self.config.num_frames(len(check_wave(wave)))
-        if num_frames == 0:
-            return torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=device)
-        with torch.autocast(device.type, enabled=False):
-            whole = wave[: num_frames * self.config.hop].to(device, torch.float32)
-            residual = self.model.encoder(whole[None, None])
-            codes = []
-            layers: list[Any] = list(self.model.quantizer.layers)
-            for layer in layers[: self.config.num_codebooks]:
-                codes.append(layer.encode(residual))
-                residual = residual - layer.decode(codes[-1])
-        result = torch.cat(codes).T.contiguous()
-        assert result.shape == (num_frames, self.config.num_codebooks), result.shape
-        return result
-
-    def _decode_clip(self, codes: torch.Tensor) -> torch.Tensor:
-        device = next(self.parameters()).device
-        codes = check_codes(codes, self.config.num_codebooks, self.config.codebook_size).to(device)
-        if len(codes) == 0:
-            return torch.zeros(0, device=device)
-        with torch.autocast(device.type, enabled=False):
-            wave = self.model.decoder(self.model.quantizer.decode(codes.T[:, None]))[0, 0]
-        assert len(wave) == self.config.num_samples(len(codes)), wave.shape
-        return wave
+    def to_wave(self, codes: torch.Tensor) -> torch.Tensor:
+        """See ``HfCodec.to_wave``."""
+        return self.model.decoder(self.model.quantizer.decode(codes.transpose(0, 1)))[0, 0]
 
 
 def meta_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -145,15 +127,8 @@ def meta_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as they come back from YAML."""
-    return list(value) if isinstance(value, (list, tuple)) else value
-
-
 def _hf_config(config: EncodecConfig) -> HfEncodecConfig:
-    unknown = sorted(set(config.config or {}) - set(_ARCHITECTURE))
-    if unknown:
-        raise ValueError(f"codec.config has unknown fields {', '.join(unknown)}; known: {', '.join(_ARCHITECTURE)}")
+    check_fields(config.config or {}, _ARCHITECTURE)
     return HfEncodecConfig(**{"codebook_size": config.codebook_size, **(config.config or {})})
 
 
@@ -161,16 +136,16 @@ def _hf_config(config: EncodecConfig) -> HfEncodecConfig:
 def _random_model(hf_config: HfEncodecConfig) -> EncodecModel:
     """A model with random weights whose codes follow the waveform.
 
-    transformers leaves codebooks at zero, which makes every code 0. Beside random biases (0.03) the output of a random
-    encoder hardly moves (0.0007), which would make all frames alike; so they are zero, and codebooks of that size.
+    Beside random biases (0.03) the output of a random encoder hardly moves (0.0007), so they are zero.
     """
     model = EncodecModel(hf_config)
+    if is_meta(model):
+        return model
     for name, parameter in model.encoder.named_parameters():
         if "bias" in name:
             parameter.zero_()
-    for module in model.modules():
-        if isinstance(module, EncodecEuclideanCodebook):
-            module.embed.normal_(std=0.001)
+    layers: Any = model.quantizer.layers
+    draw_codebooks([layer.codebook.embed for layer in layers], model.encoder(noise(hf_config.hop_length))[0].T)
     return model
 
 
@@ -191,27 +166,10 @@ def _read_meta(path: Path, hf_config: HfEncodecConfig) -> EncodecModel:
     return model
 
 
-def _from_transformers(source: str) -> EncodecModel:
-    try:
-        return EncodecModel.from_pretrained(source, dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(
-            f"codec.source: cannot load '{source}' ({error}); name a folder, a .th file of Meta's, "
-            "or use the codec rvq, which needs no download"
-        ) from error
-
-
-def _check_promises(config: EncodecConfig, found: HfEncodecConfig) -> None:
-    """Refuse a model that breaks what the config promises to the rest of the house."""
-    facts = {
-        "sample_rate": (config.sample_rate, found.sampling_rate),
-        "hop": (config.hop, found.hop_length),
-        "codebook_size": (config.codebook_size, found.codebook_size),
-    }
-    wrong = [f"{name} {real} (not {said})" for name, (said, real) in facts.items() if said != real]
+def _check_kind(name: str | None, found: HfEncodecConfig) -> None:
+    """Refuse models of another kind than EnCodec 24 kHz."""
     if found.audio_channels != 1 or found.normalize or found.chunk_length_s is not None or not found.use_causal_conv:
-        wrong.append("more than one channel, chunks or look-ahead (only models like EnCodec 24 kHz are supported)")
-    if config.num_codebooks > found.num_quantizers:
-        wrong.append(f"{found.num_quantizers} codebooks (not {config.num_codebooks})")
-    if wrong:
-        raise ValueError(f"codec encodec: {config.source or 'the model'} has {'; '.join(wrong)}; correct the recipe")
+        raise ValueError(
+            f"codec encodec: {name or 'the model'} has more than one channel, chunks or look-ahead "
+            "(only models like EnCodec 24 kHz are supported); correct the recipe"
+        )

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bagpiper.codecs.checks import check_codes, check_wave
 from bagpiper.component import Codec
 
-# Points that random codebooks are drawn around: enough for a mean and a deviation.
+# Noise that random codebooks are drawn by: enough frames for a mean and a deviation.
 _NOISE_FRAMES = 50
 
 
@@ -95,18 +96,23 @@ def load_pretrained(model_class: Any, source: str) -> Any:
     return model
 
 
-def check_promises(name: str, source: str | None, facts: Mapping[str, tuple[Any, Any]]) -> None:
+def check_promises(
+    name: str, source: str | None, facts: Mapping[str, tuple[Any, Any]], num_codebooks: tuple[int, int]
+) -> None:
     """Refuse a model that breaks what the config promises to the rest of the house.
 
     Args:
         name: of the codec.
         source: where the model is from.
         facts: name of a promise -> (promised, found).
+        num_codebooks: (promised, found); the model may have more.
 
     Raises:
         ValueError: some differ; the message says what to put into the recipe.
     """
     wrong = [f"{key} {found} (not {promised})" for key, (promised, found) in facts.items() if promised != found]
+    if num_codebooks[0] > num_codebooks[1]:
+        wrong.append(f"{num_codebooks[1]} codebooks (not {num_codebooks[0]})")
     if wrong:
         raise ValueError(f"codec {name}: {source or 'the model'} has {', '.join(wrong)}; correct the recipe")
 
@@ -123,31 +129,50 @@ def check_fields(given: Mapping[str, Any], known: Sequence[str], where: str = "c
 
 
 def plain_fields(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Fields of a config of transformers as they come back from YAML and JSON (tuples as lists)."""
+    """Fields that a config of transformers has, as they come back from YAML and JSON (tuples as lists)."""
     values = {name: getattr(config, name) for name in names if hasattr(config, name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether a model is being built on the meta device, where nothing can be drawn."""
+    return next(model.parameters()).is_meta
 
 
 @torch.no_grad()
 def draw_codebooks(codebooks: Sequence[torch.Tensor], states: torch.Tensor) -> None:
     """Random codebooks of a residual quantiser that spread over what a random encoder gives.
 
-    transformers leaves them at zero, which makes every code 0; and one fixed size fits no other model than the one it
-    was chosen for (the states of random encoders differ by 10,000 from size to size).
+    transformers leaves them at zero, which makes every code 0; and no fixed size would do, for the states of random
+    encoders of different sizes differ by a factor of 10,000.
 
     Args:
         codebooks: ``[C, D]`` each; filled in place.
-        states: ``[N, D]`` of the encoder for some noise, both on the CPU; on the meta device nothing is drawn.
+        states: ``[N, D]``, what the encoder gives for ``noise``.
     """
-    if states.is_meta:
-        return
     residual = states
     for codebook in codebooks:
-        mean, deviation = residual.mean(0), residual.std(0)
-        codebook.copy_(mean + deviation * torch.randn_like(codebook))
+        codebook.copy_(residual.mean(0) + residual.std(0) * torch.randn_like(codebook))
         residual = residual - codebook[torch.cdist(residual, codebook).argmin(-1)]
 
 
 def noise(hop: int) -> torch.Tensor:
-    """A waveform ``[1, 1, N]`` of white noise to draw codebooks by."""
+    """White noise ``[1, 1, N]`` to draw codebooks by."""
     return 0.1 * torch.randn(1, 1, _NOISE_FRAMES * hop)
+
+
+def reset_geometry(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Fill the buffers in which causal convolutions of transformers keep their geometry, and which no file carries.
+
+    Args:
+        model: the model.
+        kind: class of the convolutions; each has the real one as ``conv``.
+    """
+    device = next(model.parameters()).device
+    for module in model.modules():
+        if isinstance(module, kind):
+            conv: Any = module.conv
+            reach = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
+            geometry = {"stride": conv.stride[0], "kernel_size": reach, "padding_total": reach - conv.stride[0]}
+            for name, value in geometry.items():
+                module.register_buffer(name, torch.tensor(value, device=device), persistent=False)

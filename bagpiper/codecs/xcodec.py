@@ -15,6 +15,7 @@ from bagpiper.codecs.hf import (
     check_fields,
     check_promises,
     draw_codebooks,
+    is_meta,
     load_pretrained,
     noise,
     plain_fields,
@@ -60,6 +61,9 @@ _PARTS = {
         "num_conv_pos_embedding_groups",
         "conv_pos_batch_norm",
         "do_stable_layer_norm",
+        # of WavLM, which some X-Codec models have in HuBERT's place
+        "num_buckets",
+        "max_bucket_distance",
         # these two decide only whether there is a tensor `masked_spec_embed`: nothing is masked outside training
         "mask_time_prob",
         "mask_feature_prob",
@@ -91,12 +95,8 @@ class XcodecCodec(HfCodec):
                 "hop": (config.hop, found.hop_length),
                 "codebook_size": (config.codebook_size, found.codebook_size),
             },
+            (config.num_codebooks, found.num_quantizers),
         )
-        if config.num_codebooks > found.num_quantizers:
-            raise ValueError(
-                f"codec xcodec: {config.source or 'the model'} has {found.num_quantizers} codebooks "
-                f"(not {config.num_codebooks}); correct the recipe"
-            )
         self.requires_grad_(False)
         self.eval()
 
@@ -145,6 +145,8 @@ def hf_config(config: XcodecConfig) -> HfXcodecConfig:
 @torch.no_grad()
 def _random_model(config: HfXcodecConfig) -> XcodecModel:
     model = XcodecModel(config).eval()
+    if is_meta(model):
+        return model
     heard: list[torch.Tensor] = []
     layers: Any = model.quantizer.quantizers
     hook = model.fc.register_forward_hook(lambda _module, _inputs, states: heard.append(states[0]))
