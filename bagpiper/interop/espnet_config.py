@@ -277,5 +277,6 @@ def official_generation(system_prompt: str | None) -> GenerationSettings:
         unused_text_ids=True,
         cfg_keeps_assistant=False,
         end_cut_segments=False,
+        resampler="official",
         system_prompt=system_prompt,
     )
