@@ -22,7 +22,8 @@ from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.errors import UserError
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
-from bagpiper.model_folder import find_model, generation_of, load_model, read_config
+from bagpiper.model_config import find_model, read_config
+from bagpiper.model_folder import generation_of, load_model
 from bagpiper.settings import GenerationSettings
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from bagpiper.errors import UserError
 from bagpiper.files import link_or_copy, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
+from bagpiper.model_config import CONFIG, FORMAT, read_config
 from bagpiper.recipe import generation_from_dict, generation_to_dict, model_from_dict, model_to_dict
 from bagpiper.settings import GenerationSettings, LoraSettings, ModelSettings
 from bagpiper.shards import chunks_of, map_tensors, spec_of, write_shards
@@ -30,8 +31,7 @@ from bagpiper.shards import chunks_of, map_tensors, spec_of, write_shards
 if TYPE_CHECKING:
     from bagpiper.llms.nf4 import Nf4Linear
 
-FORMAT = 1
-CONFIG, TOKENIZER, PROVENANCE = "config.json", "tokenizer", "provenance.json"
+TOKENIZER, PROVENANCE = "tokenizer", "provenance.json"
 TRAINED, FROZEN = "trained", "frozen"
 """Stems of the files of tensors, see ``shards``."""
 
@@ -249,24 +249,6 @@ def _quantized(model: Bagpiper) -> dict[str, Nf4Linear]:
     return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Nf4Linear)}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``.
-
-    Raises:
-        UserError: there is none, or it has another format.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if config.get("format") != FORMAT:
-        raise UserError(f"{path}: format {config.get('format')!r}, this version of bagpiper reads {FORMAT}")
-    return config
-
-
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Where the folder's parts came from; empty where nothing was recorded."""
     path = folder / PROVENANCE
@@ -276,21 +258,6 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def generation_of(folder: Path) -> GenerationSettings:
     """How the folder's model is to be sampled."""
     return generation_from_dict(read_config(folder)["generation"])
-
-
-def find_model(path: Path) -> Path:
-    """The model folder that a user means: itself, a run's ``model/``, or its newest checkpoint's.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a run folder or a model folder")
-    checkpoints = sorted(path.glob("checkpoints/step-*/model"), key=lambda found: int(found.parent.name[5:]))
-    for candidate in (path, path / "model", *reversed(checkpoints)):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    raise UserError(f"{path} holds no model yet: neither {CONFIG}, model/ nor checkpoints/step-*/model/")
 
 
 def portable_settings(model: Bagpiper) -> ModelSettings:

@@ -307,6 +307,8 @@ class Recipe:
         run_dir: the run folder; null means ``runs/<name>``.
         device: auto, cpu, cuda or mps.
         plugins: modules that register further components.
+        start_from: run folder or model folder whose weights this run begins with. Parts, tokenizer and, where the
+            recipe has no such keys, the way of sampling come from there; keys of ``model`` may be left out.
     """
 
     version: int = RECIPE_VERSION
@@ -315,6 +317,7 @@ class Recipe:
     run_dir: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     plugins: list[str] = field(default_factory=list)
+    start_from: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     stage: StageSettings = field(default_factory=StageSettings)

@@ -24,7 +24,8 @@ from bagpiper.evaluation.table import DIRECTIONS, probe_table
 from bagpiper.files import write_for_user
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
-from bagpiper.model_folder import find_model, generation_of, load_model
+from bagpiper.model_config import find_model
+from bagpiper.model_folder import generation_of, load_model
 from bagpiper.recipe import load_recipe
 from bagpiper.settings import GenerationSettings
 from bagpiper.training.prepare import corpus_folder, counted

@@ -30,6 +30,7 @@ HARMLESS = (
     "name",
     "run_dir",
     "device",
+    "start_from",
     "trainer.max_steps",
     "trainer.validate_every",
     "trainer.validate_packs",

@@ -79,7 +79,7 @@ def test_trained_float32_goes_out_in_the_dtype_it_came_in(official_once, importe
     assert {t.dtype for t in read_tensors(tmp_path / "run").values()} == {torch.float32}
     export_espnet(tmp_path / "run", tmp_path / "out.pt")
     written = torch.load(tmp_path / "out.pt", weights_only=True)["module"]
-    assert list(written)[0] == "vocab_weight"
+    assert next(iter(written)) == "vocab_weight"
     for name, tensor in official_once.tensors.items():
         assert written[name].dtype == tensor.dtype
         assert torch.equal(written[name], tensor) != (name == "stream_emb.weight"), name
