@@ -10,8 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from bagpiper import registry
+from bagpiper.adaptors.configs import LinearConfig
 from bagpiper.codecs.configs import RvqConfig
-from bagpiper.encoders.configs import MelConfig
+from bagpiper.encoders.configs import MelConfig, Qwen3OmniConfig
 from bagpiper.llms.configs import HfConfig
 from bagpiper.recipe import (
     RecipeError,
@@ -133,7 +134,10 @@ nonsense: 1
 """
     found = problems_of(tmp_path, text)
     expected = [
-        ("mine.yaml:3: model.encoder.name:", "unknown encoder 'mell'; did you mean 'mel'? allowed: mel, whisper"),
+        (
+            "mine.yaml:3: model.encoder.name:",
+            f"unknown encoder 'mell'; did you mean 'mel'? allowed: {', '.join(registry.names('encoder'))}",
+        ),
         ("mine.yaml:6: model.adaptor.stak:", "did you mean 'stack'? allowed: stack, hidden"),
         ("mine.yaml:8: model.codec.num_codebooks:", "must be a whole number, not 'four'"),
         ("mine.yaml:9: model.head.audio_softmax:", "did you mean 'joint'? allowed: joint, per_codebook"),
@@ -414,6 +418,8 @@ def test_the_official_values_of_the_8b_recipes() -> None:
         optimizer, trainer = recipe.optimizer, recipe.trainer
         found = (recipe.stage.name, trainer.max_steps, optimizer.lr, optimizer.warmup_steps, optimizer.min_lr_ratio)
         assert (*found, trainer.accumulate, trainer.checkpoint_every) == values
+        assert recipe.model.encoder == Qwen3OmniConfig(source="Qwen/Qwen3-Omni-30B-A3B-Instruct", output_width=2048)
+        assert recipe.model.adaptor == LinearConfig()
         assert (recipe.data.token_budget, recipe.data.workers, recipe.data.cfg_dropout, recipe.seed) == (
             8192,
             6,
