@@ -77,7 +77,9 @@ def _part(
 
 
 def _contradiction(keys: tuple[str, ...], given: Any, stored: Any, place: str) -> Fault:
-    return Fault(keys, f"is {given!r}, but {place} was made with {stored!r}; leave it out, or start from another folder")
+    return Fault(
+        keys, f"is {given!r}, but {place} was made with {stored!r}; leave it out, or start from another folder"
+    )
 
 
 def _differ(one: Any, other: Any) -> bool:

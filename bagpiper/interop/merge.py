@@ -13,7 +13,17 @@ from bagpiper.interop.resume import Meter, Progress, check_target, continued_fol
 from bagpiper.llms.lora import ADAPTER
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model_config import read_config
-from bagpiper.model_folder import FROZEN, TOKENIZER, TRAINED, build_empty, check_fit, generation_of, read_provenance, read_tensors, write_records
+from bagpiper.model_folder import (
+    FROZEN,
+    TOKENIZER,
+    TRAINED,
+    build_empty,
+    check_fit,
+    generation_of,
+    read_provenance,
+    read_tensors,
+    write_records,
+)
 from bagpiper.recipe import model_from_dict
 from bagpiper.settings import LoraSettings
 from bagpiper.shards import CHUNK_BYTES, TensorSpec, chunks_of, map_tensors, write_shards

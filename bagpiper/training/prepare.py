@@ -115,10 +115,15 @@ def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], co
         else:
             texts = [m.text for e in train for m in e.conversation.messages if m.modality == "text"]
             tokenizer = TextTokenizer.train_bpe(texts, llm.tokenizer.vocab_size)
-        with replacing_folder(kept) as temporary:
-            tokenizer.save(temporary)
+        keep_tokenizer(folder, tokenizer)
         say(f"{tokenizer.size} tokens" + ("" if llm.source else f", trained on {len(texts)} texts"))
     return tokenizer
+
+
+def keep_tokenizer(folder: Path, tokenizer: TextTokenizer) -> None:
+    """Write the tokenizer of a run."""
+    with replacing_folder(folder / TOKENIZER) as temporary:
+        tokenizer.save(temporary)
 
 
 def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], console: Console) -> Codec:

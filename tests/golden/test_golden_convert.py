@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 from golden.test_golden_decode import RUNS, STOPS, official_settings
+from rich.console import Console
 
 import bagpiper
 from bagpiper.conversation import Clip, Message
+from bagpiper.data.importers import import_dialogues
 from bagpiper.interop.espnet import PartFolders, import_espnet
 from bagpiper.interop.espnet_export import export_espnet
+from bagpiper.interop.merge import merge_folder
+from bagpiper.recipe import load_recipe
+from bagpiper.training.run import run
 
 pytestmark = pytest.mark.golden
 
@@ -76,3 +81,36 @@ def test_decodes_as_the_official_code(golden, piper, name):
         assert np.array_equal(segment.rows, arrays[f"{name}/seg{number}/rows"])
         if segment.samples is not None and len(segment.samples):
             np.testing.assert_allclose(segment.samples, arrays[f"{name}/seg{number}/audio"], atol=1e-4)
+
+
+def test_lora_starts_from_it_and_goes_out_merged(golden, imported, tmp_path):
+    """A run of two steps on the golden dialogues; what it did not train keeps its bits all the way out."""
+    source = tmp_path / "train.jsonl"
+    assert import_dialogues(golden / "dialogues.jsonl", source).train
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("version: 1\n")
+    changes = [
+        f"start_from={imported}",
+        f"run_dir={tmp_path / 'run'}",
+        f"data.sources=[{source}]",
+        "stage={name: sft, lora: {rank: 2}}",
+        "trainer={max_steps: 2, log_every: 1}",
+        "optimizer={lr: 1e-3, warmup_steps: 0}",
+        "device=cpu",
+        "data.token_budget=2048",
+        "data.workers=0",
+        "tracking.enabled=false",
+        "listening.from_valid=0",
+    ]
+    run(load_recipe(str(recipe), changes), console=Console(quiet=True))
+    model = tmp_path / "run" / "model"
+    assert json.loads((model / "config.json").read_text())["generation"]["unused_text_ids"]
+    merge_folder(model, tmp_path / "merged")
+    export_espnet(tmp_path / "merged", tmp_path / "out.pt")
+    given = torch.load(golden / "espnet_tiny.pt", weights_only=True)["module"]
+    written = torch.load(tmp_path / "out.pt", weights_only=True)["module"]
+    changed = {name for name, tensor in given.items() if not torch.equal(tensor, written[name])}
+    assert all(t.dtype == given[name].dtype for name, t in written.items())
+    frozen, layers = ("multimodal_io_dict.", "vocab_weight"), ("_proj.weight", "embed_tokens.weight", "lm_head.weight")
+    own = {name for name in given if not name.startswith(frozen)}
+    assert changed == {name for name in own if name.startswith(("adaptor.", "stream_emb.")) or name.endswith(layers)}
