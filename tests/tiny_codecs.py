@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
         source=None,
         num_codebooks=4,
         codebook_size=16,
-        config={"num_filters": 4, "hidden_size": 8, "num_lstm_layers": 1},
+        config={"num_filters": 4, "hidden_size": 8, "num_lstm_layers": 1, "target_bandwidths": [1.2]},
     ),
     "xcodec": XcodecConfig(
         source=None, codebook_size=1024, config={"acoustic_model_config": ACOUSTIC, "semantic_model_config": HUBERT}

@@ -95,12 +95,15 @@ def check_published(name: str, config: CodecConfig, source: str | None) -> None:
     Raises:
         ValueError: rate, hop or codebook size differ, or there are not so many codebooks.
     """
-    facts = PUBLISHED.get(source or "", {})
-    for key, found in facts.items():
+    wrong = []
+    for key, found in PUBLISHED.get(source or "", {}).items():
         promised = getattr(config, key)
-        if promised > found or (promised != found and key != "num_codebooks"):
-            most = "at most " if key == "num_codebooks" else ""
-            raise ValueError(f"codec {name}: {source} has {key} {found}, got {promised}; set {key} to {most}{found}")
+        if key == "num_codebooks" and promised > found:
+            wrong.append(f"at most {found} num_codebooks (not {promised})")
+        elif key != "num_codebooks" and promised != found:
+            wrong.append(f"{key} {found} (not {promised})")
+    if wrong:
+        raise ValueError(f"codec {name}: {source} has {', '.join(wrong)}; correct the recipe")
 
 
 ENCODEC_BOOKS = (2, 4, 8, 16, 32)
@@ -154,6 +157,11 @@ class XcodecConfig(CodecConfig):
 
     def __post_init__(self) -> None:
         check_published("xcodec", self, self.source)
+        if self.hop < 1 or self.sample_rate < 1 or self.codebook_size < 2:
+            raise ValueError(
+                "codec xcodec: hop and sample_rate must be at least 1 and codebook_size at least 2, "
+                f"got {self.hop}, {self.sample_rate} and {self.codebook_size}"
+            )
         rates = (self.config or {}).get("target_bandwidths", XCODEC_RATES)
         of_a_book = math.log2(self.codebook_size) * math.ceil(self.frame_rate) / 1000  # as transformers computes it
         books = sorted({max(1, math.floor(rate / of_a_book)) for rate in rates})

@@ -208,10 +208,18 @@ def test_wrong_promises_of_published_models_are_refused_without_loading(source: 
     if make is DacConfig:
         facts["ratios"] = (2, 4, 8, 8) if facts["hop"] == 512 else (2, 4, 5, 8)  # type: ignore[assignment]
     assert make(source=source, **facts).frame_rate == facts["sample_rate"] / facts["hop"]
-    with pytest.raises(ValueError, match=f"has sample_rate {facts['sample_rate']}, got 48000"):
+    with pytest.raises(ValueError, match=rf"has sample_rate {facts['sample_rate']} \(not 48000\); correct"):
         make(source=source, **{**facts, "sample_rate": 48000})
-    with pytest.raises(ValueError, match="num_codebooks"):
-        make(source=source, **{**facts, "num_codebooks": 2 * facts["num_codebooks"]})
+    with pytest.raises(ValueError, match=rf"has at most {facts['num_codebooks']} num_codebooks \(not 64\)"):
+        make(source=source, **{**facts, "num_codebooks": 64})
+
+
+def test_all_wrong_promises_come_at_once() -> None:
+    with pytest.raises(ValueError, match=r"dac_24khz has sample_rate 24000 \(not 44100\), hop 320 \(not 512\)"):
+        DacConfig(source="descript/dac_24khz")
+    for change in ({"hop": 0}, {"sample_rate": 0}, {"codebook_size": 1}):
+        with pytest.raises(ValueError, match="must be at least 1 and codebook_size at least 2"):
+            XcodecConfig(source=None, **change)
 
 
 def test_numbers_of_codebooks() -> None:

@@ -89,7 +89,8 @@ def clips(official):
     """Clips whose waveform is known; the others are heard only, and at another rate."""
     names = [key.split("/")[1] for key in official.codes.files if key.endswith("/codes")]
     known = [name for name in names if official.wave(name) is not None]
-    assert {name for name, info in official.codes_info["clips"].items() if info["sample_rate"] == 16000} <= set(known)
+    rates = {name: info["sample_rate"] for name, info in official.codes_info["clips"].items()}
+    assert {name for name, rate in rates.items() if rate == official.codec.config.sample_rate} <= set(known)
     assert set(official.recorded) <= set(known)
     return known
 

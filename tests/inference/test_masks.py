@@ -134,6 +134,25 @@ def test_official_audio_masks_allow_pads_anywhere() -> None:
         ]
 
 
+def test_a_stop_inside_the_tail_loses_frames_under_the_official_masks_only() -> None:
+    """Upstream does not enforce the delay's pads: END may come before the tail is complete (spec 4.6, 11.8)."""
+    vocabulary = Vocabulary(text_size=10, num_codebooks=3, codebook_size=4)
+    delay, settings = get_pattern("delay"), DecodeSettings(max_rows=40, min_rows=0)
+    assert GenerationSettings().enforce_pads, "the better behaviour is the default"
+    codes = np.random.default_rng(0).integers(0, 4, (5, 3))
+    truth = apply(delay, codes, vocabulary)
+    official = AudioRules(vocabulary, delay, settings, CPU)
+    ours = PatternRules(vocabulary, delay, settings, 1, CPU)
+    for row, wanted in enumerate(truth):
+        if row > len(codes):  # the clip's first pad is drawn: the tail has begun
+            assert EOS in allowed_ids(official, row)[0]
+            assert len(revert(delay, truth[:row], vocabulary)) == row - 2 < len(codes)
+            assert EOS not in allowed_ids(ours, row)[0]
+        ours.settle(row, torch.from_numpy(wanted[None]), [int(wanted[0])])
+    assert allowed_ids(ours, len(truth))[0] == [EOS, EOT]
+    assert np.array_equal(revert(delay, truth, vocabulary), codes)
+
+
 def test_official_masks_of_a_flattened_grid_follow_the_codebook_of_the_row() -> None:
     vocabulary = Vocabulary(text_size=10, num_codebooks=3, codebook_size=4)
     rules = AudioRules(vocabulary, get_pattern("flatten"), DecodeSettings(max_rows=9, min_rows=9), CPU)
