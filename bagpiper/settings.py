@@ -263,6 +263,7 @@ class GenerationSettings:
         max_seconds: longest clip in a request.
         batch_size: conversations decoded together.
         system_prompt: put before every request that has no system message of its own, or null.
+        render_prompt: takes the place of ``system_prompt`` where a sound is asked for, or null.
         resampler: of clips in requests; null means ``data.resampler`` in a recipe, soxr for a model without one.
     """
 
@@ -278,6 +279,7 @@ class GenerationSettings:
     max_seconds: float = 30.0
     batch_size: int = 16
     system_prompt: str | None = None
+    render_prompt: str | None = None
     resampler: Resampler | None = None
 
 

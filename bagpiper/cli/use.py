@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,9 +74,10 @@ def render(
     _check_target(out, force)
     from bagpiper.api import load
 
-    samples, sample_rate = load(run, device).render(
-        caption, cfg=cfg, temperature=temperature, top_k=top_k, max_seconds=max_seconds, think=think, seed=seed
-    )
+    with _plain_warnings():
+        samples, sample_rate = load(run, device).render(
+            caption, cfg=cfg, temperature=temperature, top_k=top_k, max_seconds=max_seconds, think=think, seed=seed
+        )
     _write_sound(out, samples, sample_rate)
 
 
@@ -107,6 +111,14 @@ def evaluate(
 
     evaluate_run(run, clips=clips, cycles=cycles, device=device)
     typer.echo(f"written to {run / FILE}")
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings appear as one line, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
+        yield
 
 
 def _check_run(run: Path) -> None:

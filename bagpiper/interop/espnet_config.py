@@ -15,6 +15,7 @@ import yaml
 
 from bagpiper.adaptors.configs import LinearConfig
 from bagpiper.codecs.configs import XcodecConfig
+from bagpiper.data.importers import UNDERSTANDING_PROMPT
 from bagpiper.encoders.configs import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig
 from bagpiper.errors import UserError
 from bagpiper.heads.configs import ParallelConfig
@@ -268,8 +269,13 @@ def _codec(official: Official, folder: Path | None) -> XcodecConfig:
     return replace(xcodec_config(found), num_codebooks=official.num_codebooks)
 
 
-def official_generation(system_prompt: str | None) -> GenerationSettings:
-    """How the released models are sampled (spec section 4.6), with every rule of the official decoder."""
+def official_generation(render_prompt: str | None) -> GenerationSettings:
+    """How the released models are sampled (spec section 4.6), with every rule of the official decoder.
+
+    Args:
+        render_prompt: system prompt of the SFT data for requests of sounds; with it, other requests get the one of the
+            understanding data. Base and TTS models know none.
+    """
     return GenerationSettings(
         text=DecodeSettings(temperature=0.6, top_k=20, cfg=1.0, max_rows=2048, min_rows=1),
         audio=DecodeSettings(temperature=0.8, top_k=20, cfg=3.0, max_rows=2048, min_rows=50),
@@ -278,5 +284,6 @@ def official_generation(system_prompt: str | None) -> GenerationSettings:
         cfg_keeps_assistant=False,
         end_cut_segments=False,
         resampler="official",
-        system_prompt=system_prompt,
+        system_prompt=UNDERSTANDING_PROMPT if render_prompt else None,
+        render_prompt=render_prompt,
     )

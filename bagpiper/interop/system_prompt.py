@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bagpiper.data.examples import read_lines
+from bagpiper.data.parquet import SUFFIX, read_parquet
 from bagpiper.errors import UserError
 
 OFFICIAL_MD5 = "903599715f6bea955adc1cfbf83aa9e2"
@@ -19,10 +20,10 @@ def find_system_prompt(path: Path) -> str:
     """The system prompt of a file of conversations.
 
     Rows are official ones (``messages`` of ``[role, modality, content]``), this toolkit's own, or the demo page's
-    (``turns`` of ``role`` and ``text``). The prompt with the published md5 is taken if it occurs; else the only one.
+    (a text under ``system``). The prompt with the published md5 is taken if it occurs; else the only one.
 
     Args:
-        path: JSON lines.
+        path: JSON lines or Parquet.
 
     Raises:
         UserError: no row has one, or there are several and none is the published one.
@@ -43,29 +44,21 @@ def find_system_prompt(path: Path) -> str:
 
 
 def _prompts(path: Path) -> Iterator[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+    for number, row, fault in read_parquet(path) if path.suffix == SUFFIX else read_lines(path):
+        if fault is not None:
+            raise UserError(f"{path}:{number}: {fault}")
         yield from _of_row(row)
 
 
 def _of_row(row: Any) -> Iterator[str]:
     if not isinstance(row, dict):
         return
-    for turn in row.get("messages") or row.get("turns") or []:
+    for turn in row.get("messages") or []:
         if isinstance(turn, list) and len(turn) == 3 and turn[:2] == ["system", "text"]:
             yield turn[2]
         elif isinstance(turn, dict) and turn.get("role") == "system":
-            text = turn.get("text", turn.get("content"))
-            if isinstance(text, str):
-                yield text
+            content = turn.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            yield from (part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
     if isinstance(row.get("system"), str):
         yield row["system"]
