@@ -99,17 +99,18 @@ def ask(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, or a model folder with --corpus.")],
     clips: Annotated[int | None, typer.Option(min=0, help="Held-out clips per direction, 0 for all.")] = None,
     cycles: Annotated[int | None, typer.Option(min=0, help="Clips of the cycle figures, 0 for none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the recipe says.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Folder of soundscapes; default: the run's own.")] = None,
 ) -> None:
     """Measure both directions on held-out clips, print the table and write eval.json."""
     _check_run(run)
     from bagpiper.evaluation.probe import FILE
     from bagpiper.evaluation.probe import evaluate as evaluate_run
 
-    evaluate_run(run, clips=clips, cycles=cycles, device=device)
+    evaluate_run(run, clips=clips, cycles=cycles, device=device, corpus=corpus)
     typer.echo(f"written to {run / FILE}")
 
 
