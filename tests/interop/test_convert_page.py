@@ -32,7 +32,7 @@ def prepare(official, shared_parts):
         shutil.copy(official.config, name)
     os.symlink(official.folders["llm"], "Qwen3-8B-Base")
     os.symlink(shared_parts.corpus, "corpus")
-    soundfile.write("clip.wav", noise(0.5), 16000)
+    soundfile.write("clip.wav", noise(0.5, 1), 16000)
     rows = [
         [["system", "text", "Make it."], ["user", "text", "a bell"], ["assistant", "audio", "clip.wav"]],
         [["user", "audio", "clip.wav"], ["assistant", "text", "a bell"]],
