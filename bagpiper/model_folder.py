@@ -236,7 +236,7 @@ def _shapes(model: Bagpiper) -> dict[str, tuple[int, ...]]:
     """Names and shapes that the model's files have."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for prefix, layer in _quantized(model).items():
-        shapes.update({prefix + name: shape for name, shape in layer.packed_shapes().items()})
+        shapes.update({prefix + name: tuple(shape) for name, shape in layer.packed_shapes().items()})
     return shapes
 
 

@@ -47,15 +47,14 @@ class Nf4Linear(Linear4bit):
             linear.bias = nn.Parameter(self.bias.detach().float().clone(), requires_grad=False)
         return linear
 
-    def packed_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes in the state dict by name, also on the meta device, where the weight still waits for its values."""
-        count = self.in_features * self.out_features
-        shapes: dict[str, tuple[int, ...]] = {"weight": (-(-count // 2), 1), "absmax": (-(-count // BLOCK_SIZE),)}
-        return shapes if self.bias is None else {**shapes, "bias": (self.out_features,)}
-
     def dequantized(self) -> torch.Tensor:
         """float32 ``[out, in]``."""
         return dequantize(*self._packed(), (self.out_features, self.in_features))
+
+    def packed_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the tensors that hold the weight in a state dict, filled or not."""
+        size = self.in_features * self.out_features
+        return {"weight": torch.Size([-(-size // 2), 1]), "absmax": torch.Size([-(-size // BLOCK_SIZE)])}
 
     def _packed(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed weight and scales, in the layout that does not depend on the machine."""
