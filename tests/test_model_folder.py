@@ -82,7 +82,7 @@ def test_tensors_of_another_model_are_refused_with_the_difference(tmp_path, mode
     raw = path.read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8 : 8 + length])
-    name = next(key for key in header if len(header[key]["shape"]) == 2)
+    name = next(key for key, entry in header.items() if len(entry.get("shape", ())) == 2)
     shape = header[name]["shape"]
     header[name]["shape"] = shape[::-1] if shape[0] != shape[1] else [1, shape[0] * shape[1]]
     text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
