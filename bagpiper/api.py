@@ -10,6 +10,7 @@ The functions load the model each time; ``load`` keeps it::
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.errors import UserError
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
-from bagpiper.model_folder import find_model, generation_of, load_model, read_config
+from bagpiper.model_config import find_model, read_config
+from bagpiper.model_folder import generation_of, load_model, read_provenance
 from bagpiper.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ Sound: TypeAlias = tuple[NDArray[np.float32], int]
 ClipLike: TypeAlias = str | Path | Sound | Clip
 """A file, samples with their rate, or a clip of a conversation."""
 
+NO_PROMPT = (
+    "this official SFT model has no system prompt; the general one answers with text only unless it sees the prompt "
+    "that it was trained with: import it again with --system-prompt-from ROWS.jsonl (the TTS model needs none)"
+)
 SEED = 42
 """The official seed; it is the same for every answer, so an answer does not depend on how many others are asked for."""
 
@@ -44,12 +50,16 @@ class Pipeline:
         model: the model.
         generation: how it is sampled; what the methods are given wins.
         stage: what it was trained for last; ``sft`` models write a caption before they make a sound.
+        is_official: whether it is an imported checkpoint as it was published.
     """
 
-    def __init__(self, model: Bagpiper, generation: GenerationSettings, stage: str = "pretrain") -> None:
+    def __init__(
+        self, model: Bagpiper, generation: GenerationSettings, stage: str = "pretrain", *, is_official: bool = False
+    ) -> None:
         self.model = model
         self.generation = generation
         self.stage = stage
+        self.is_official = is_official
 
     @property
     def sample_rate(self) -> int:
@@ -98,6 +108,12 @@ class Pipeline:
             samples float32 ``[N]`` and their rate in Hz, or one such pair for each text.
         """
         captions = caption if isinstance(caption, list) else [caption]
+        if (
+            self.is_official
+            and self.stage == "sft"
+            and not (self.generation.render_prompt or self.generation.system_prompt)
+        ):
+            warnings.warn(NO_PROMPT, stacklevel=2)
         think = options.pop("think", None)
         if think is None:
             think = self.stage == "sft"
@@ -175,7 +191,9 @@ def load(run: str | Path, device: str = "auto") -> Pipeline:
     """
     chosen = choose_device(device)
     folder = find_model(Path(run))
-    return Pipeline(load_model(folder, chosen), generation_of(folder), read_config(folder).get("stage", "pretrain"))
+    stage = read_config(folder).get("stage", "pretrain")
+    is_official = "official" in read_provenance(folder)
+    return Pipeline(load_model(folder, chosen), generation_of(folder), stage, is_official=is_official)
 
 
 def describe(run: str | Path, clip: ClipLike, *, device: str = "auto", **options: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +87,15 @@ class Codec(Component):
         """The settings that decide which codes a waveform gets and what they mean."""
         return asdict(self.portable_config())
 
-    def weights_hash(self) -> str:
-        """SHA-256 over class, ``identity`` and every saved tensor: two codecs with one hash speak the same codes."""
+    def weights_hash(self, tensors: Mapping[str, torch.Tensor] | None = None) -> str:
+        """SHA-256 over class, ``identity`` and every saved tensor: two codecs with one hash speak the same codes.
+
+        Args:
+            tensors: values by name, for a codec on the meta device; None takes the codec's own.
+        """
         digest = hashlib.sha256(f"{type(self).__name__} {json.dumps(self.identity(), sort_keys=True)}".encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, own in sorted(self.state_dict().items()):
+            tensor = own if tensors is None else tensors[name].to(own.dtype)
             array = tensor.detach().cpu().contiguous().numpy()
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())

@@ -1,8 +1,8 @@
 """The ``model/`` folder: ordinary weights and everything needed to use them, nothing else.
 
     config.json            format version, parts, language, fingerprint, generation settings, stage, LoRA
-    trained.safetensors    every tensor that trained
-    frozen.safetensors     the others (codec, frozen encoder, LoRA's base): one file on disk for all folders of a run
+    trained.safetensors    every tensor that trained; large models have several files (see ``shards``)
+    frozen.safetensors     the others (codec, frozen encoder, LoRA's base): once on disk for all folders of a run
     tokenizer/             the text tokenizer; never fetched by name
     provenance.json        where every part came from
 
@@ -13,30 +13,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from bagpiper.errors import UserError
+from bagpiper.files import link_or_copy, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
+from bagpiper.model_config import CONFIG, FORMAT, read_config
 from bagpiper.recipe import generation_from_dict, generation_to_dict, model_from_dict, model_to_dict
 from bagpiper.settings import GenerationSettings, LoraSettings, ModelSettings
+from bagpiper.shards import chunks_of, map_tensors, spec_of, write_shards
 
-FORMAT = 1
-CONFIG, TRAINED, FROZEN, TOKENIZER, PROVENANCE = (
-    "config.json",
-    "trained.safetensors",
-    "frozen.safetensors",
-    "tokenizer",
-    "provenance.json",
-)
+if TYPE_CHECKING:
+    from bagpiper.llms.nf4 import Nf4Linear
+
+TOKENIZER, PROVENANCE = "tokenizer", "provenance.json"
+TRAINED, FROZEN = "trained", "frozen"
+"""Stems of the files of tensors, see ``shards``."""
 
 
 def save_model(
@@ -60,121 +57,207 @@ def save_model(
         provenance: where the parts came from, licences.
         store: folder that keeps frozen tensors once by hash; the model folder then holds a hard link.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with replacing_folder(folder) as temporary:
+        write_model(model, temporary, generation=generation, lora=lora, stage=stage, provenance=provenance, store=store)
+
+
+def write_model(
+    model: Bagpiper,
+    folder: Path,
+    *,
+    generation: GenerationSettings,
+    lora: LoraSettings | None = None,
+    stage: str = "pretrain",
+    provenance: Mapping[str, Any] | None = None,
+    store: Path | None = None,
+) -> None:
+    """Write the files of ``save_model`` into a new folder that the caller syncs and names."""
+    folder.mkdir(exist_ok=True)
     trained, frozen = _split(model)
-    save_file(trained, temporary / TRAINED)
-    _save_frozen(frozen, temporary / FROZEN, store)
-    model.tokenizer.save(temporary / TOKENIZER)
+    write_tensors(folder, TRAINED, trained)
+    if store is None:
+        write_tensors(folder, FROZEN, frozen)
+    else:
+        _link_frozen(frozen, folder, store)
+    model.tokenizer.save(folder / TOKENIZER)
+    write_records(
+        folder,
+        fingerprint=model.fingerprint(),
+        text_size=model.vocabulary.text_size,
+        model=portable_settings(model),
+        generation=generation,
+        lora=lora,
+        stage=stage,
+        provenance=provenance or {},
+        sizes={TRAINED: len(trained), FROZEN: len(frozen)},
+    )
+
+
+def write_tensors(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors in memory, each in its own dtype."""
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    write_shards(folder, stem, specs, lambda name: chunks_of([tensors[name]], specs[name].dtype))
+
+
+def write_records(
+    folder: Path,
+    *,
+    fingerprint: str,
+    text_size: int,
+    model: ModelSettings,
+    generation: GenerationSettings,
+    lora: LoraSettings | None,
+    stage: str,
+    provenance: Mapping[str, Any],
+    sizes: Mapping[str, int],
+) -> None:
+    """Write ``config.json`` and ``provenance.json``.
+
+    Args:
+        folder: the model folder.
+        fingerprint: of the language.
+        text_size: rows of the text block.
+        model: portable settings.
+        generation, lora, stage, provenance: as for ``save_model``.
+        sizes: number of tensors of each stem.
+    """
     config = {
         "format": FORMAT,
-        "fingerprint": model.fingerprint(),
-        "text_size": model.vocabulary.text_size,
-        "model": model_to_dict(portable_settings(model)),
+        "fingerprint": fingerprint,
+        "text_size": text_size,
+        "model": model_to_dict(model),
         "generation": generation_to_dict(generation),
         "stage": stage,
         "lora": vars(lora) if lora else None,
-        "tensors": {"trained": len(trained), "frozen": len(frozen)},
+        "tensors": dict(sizes),
     }
-    _write_json(temporary / CONFIG, config)
-    _write_json(temporary / PROVENANCE, dict(provenance or {}))
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            _sync(path)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():  # moved aside first: a crash at any instant leaves one whole folder
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _write_json(folder / CONFIG, config)
+    _write_json(folder / PROVENANCE, dict(provenance))
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> Bagpiper:
-    """Build a model from its folder, on the meta device first, and fill in the weights.
+def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Bagpiper:
+    """Build a model from its folder, on the meta device first, and fill in the weights as they come off the disk.
+
+    Args:
+        folder: the model folder.
+        device: where the model goes.
+        dtype: of the LLM, the rows and the head, for inference; encoder, adaptor and codec stay in float32.
 
     Raises:
         UserError: not a model folder, another format, files missing or corrupt, or the fingerprint differs.
     """
-    from bagpiper.llms.lora import add_lora
-
     config = read_config(folder)
-    settings = model_from_dict(config["model"])
-    tokenizer = TextTokenizer.load(folder / TOKENIZER)
-    with torch.device("meta"):
-        model = Bagpiper.build(settings, tokenizer, text_size=config["text_size"])
-        if config["lora"]:
-            add_lora(model.llm, LoraSettings(**config["lora"]))
-    model.to_empty(device=device)
-    model.tie()
-    load_weights(model, folder)
+    tensors = read_tensors(folder)
+    model = build_empty(folder, config)
+    check_fit(model, tensors, folder)
+    if dtype is not None:
+        for part in (model.llm, model.input_rows, model.output_rows, model.head):
+            part.to(dtype)
+    _fill(model, tensors, device)
     model.reset_buffers()
     if model.fingerprint() != config["fingerprint"]:
         raise UserError(
             f"{folder}: the language of these weights (vocabulary, tokenizer, codec, pattern) is not the one that "
-            "config.json records; a file was changed or replaced. Restore the folder from the run that wrote it."
+            "config.json records; a file was changed or replaced. Restore the folder from the run that wrote it, "
+            "or import it again."
         )
     return model.eval()
 
 
-def load_weights(model: Bagpiper, folder: Path) -> None:
-    """Fill a model of the same shape with a folder's tensors, in place.
+def build_empty(folder: Path, config: Mapping[str, Any]) -> Bagpiper:
+    """The folder's model on the meta device, with its LoRA layers.
 
     Raises:
-        UserError: names or shapes differ; nothing has been changed then.
+        UserError: ``config.json`` describes no model that can be built.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for name in (TRAINED, FROZEN):
-        tensors.update(_read(folder / name))
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name, module in model.named_modules():
-        if hasattr(module, "packed_shapes"):  # a 4-bit layer, which is saved in another form than it is built in
-            own.update({f"{name}.{key}": shape for key, shape in module.packed_shapes().items()})
-    differing = sorted(set(own) ^ set(tensors)) + sorted(
-        key for key in set(own) & set(tensors) if own[key] != tensors[key].shape
-    )
-    if differing:
-        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        raise UserError(f"{folder}: these tensors do not fit the model: {shown}")
-    model.load_state_dict(tensors)
+    from bagpiper.llms.lora import add_lora
 
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``.
-
-    Raises:
-        UserError: there is none, or it has another format.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}")
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if config.get("format") != FORMAT:
-        raise UserError(f"{path}: format {config.get('format')!r}, this version of bagpiper reads {FORMAT}")
-    return config
+        settings = model_from_dict(config["model"])
+        tokenizer = TextTokenizer.load(folder / TOKENIZER)
+        with torch.device("meta"):
+            model = Bagpiper.build(settings, tokenizer, text_size=config["text_size"])
+            if config["lora"]:
+                add_lora(model.llm, LoraSettings(**config["lora"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: config.json or tokenizer does not describe a model ({error})") from error
+    return model
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, mapped from the disk.
+
+    Raises:
+        UserError: files are missing, cut off or damaged.
+    """
+    return {**map_tensors(folder, TRAINED), **map_tensors(folder, FROZEN)}
+
+
+def check_fit(model: Bagpiper, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Compare names and shapes of a folder's tensors with those of a model; nothing is changed.
+
+    Raises:
+        UserError: they differ; says in what.
+    """
+    shapes = _shapes(model)
+    faults = [f"{name} is missing" for name in shapes if name not in tensors]
+    faults += [f"{name} is not part of this model" for name in tensors if name not in shapes]
+    faults += [
+        f"{name} has shape {list(tensors[name].shape)}, this model {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise UserError(
+            f"{folder}: these tensors do not fit the model that its config describes: {'; '.join(faults[:5])}{more}. "
+            "Use the files that were written together."
+        )
+
+
+def _fill(model: Bagpiper, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
+    """Leave the meta device and copy tensors that fit, each converted to the model's own dtype, one at a time."""
+    quantized = _quantized(model)
+    for module in model.modules():
+        if module not in quantized.values():
+            module.to_empty(device=device, recurse=False)
+    model.tie()
+    for prefix, layer in quantized.items():
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        layer.load_state_dict(own)
+        layer.to(device)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(tuple(quantized)):
+                tensor.copy_(tensors[name])
+
+
+def _shapes(model: Bagpiper) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that the model's files have."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for prefix, layer in _quantized(model).items():
+        shapes.update({prefix + name: tuple(shape) for name, shape in layer.packed_shapes().items()})
+    return shapes
+
+
+def _quantized(model: Bagpiper) -> dict[str, Nf4Linear]:
+    """Layers in 4 bits by the prefix of their tensors; on the meta device they hold a float weight."""
+    if not any(type(module).__name__ == "Nf4Linear" for module in model.modules()):
+        return {}  # bitsandbytes is not imported without need
+    from bagpiper.llms.nf4 import Nf4Linear
+
+    return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Nf4Linear)}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where the folder's parts came from; empty where nothing was recorded."""
+    path = folder / PROVENANCE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def generation_of(folder: Path) -> GenerationSettings:
     """How the folder's model is to be sampled."""
     return generation_from_dict(read_config(folder)["generation"])
-
-
-def find_model(path: Path) -> Path:
-    """The model folder that a user means: itself, a run's ``model/``, or its newest checkpoint's.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a run folder or a model folder")
-    checkpoints = sorted(path.glob("checkpoints/step-*/model"), key=lambda found: int(found.parent.name[5:]))
-    for candidate in (path, path / "model", *reversed(checkpoints)):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    raise UserError(f"{path} holds no model yet: neither {CONFIG}, model/ nor checkpoints/step-*/model/")
 
 
 def portable_settings(model: Bagpiper) -> ModelSettings:
@@ -191,56 +274,25 @@ def portable_settings(model: Bagpiper) -> ModelSettings:
 def _split(model: Bagpiper) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """State dict as (trained, frozen); a tied tensor is written under each of its names."""
     trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    trained: dict[str, torch.Tensor] = {}
-    frozen: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        kept = tensor.detach().cpu().contiguous()
-        if kept.data_ptr() in seen:
-            kept = kept.clone()  # safetensors refuses two names for one storage
-        seen.add(kept.data_ptr())
-        (trained if name in trains else frozen)[name] = kept
-    return trained, frozen
+    state = model.state_dict()
+    trained = {name: tensor for name, tensor in state.items() if name in trains}
+    return trained, {name: tensor for name, tensor in state.items() if name not in trains}
 
 
-def _save_frozen(tensors: dict[str, torch.Tensor], target: Path, store: Path | None) -> None:
-    if store is None:
-        save_file(tensors, target)
-        return
+def _link_frozen(tensors: Mapping[str, torch.Tensor], folder: Path, store: Path) -> None:
+    """Write frozen tensors to ``store`` by their hash, unless they are there, and link them into ``folder``."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    kept = store / f"{digest.hexdigest()[:16]}.safetensors"
-    if not kept.exists():
-        store.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".tmp")
-        save_file(tensors, partial)
-        _sync(partial)
-        os.replace(partial, kept)
-    try:
-        os.link(kept, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(kept, target)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the model folder is incomplete")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except Exception as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+        for chunk in chunks_of([tensors[name]], tensors[name].dtype):
+            digest.update(chunk)
+    stem = digest.hexdigest()[:16]
+    store.mkdir(parents=True, exist_ok=True)
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    kept = write_shards(store, stem, specs, lambda name: chunks_of([tensors[name]], specs[name].dtype))
+    for path in kept:
+        link_or_copy(path, folder / path.name.replace(stem, FROZEN, 1))
 
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

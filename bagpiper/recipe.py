@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from bagpiper.recipe_rules import clashes
 from bagpiper.recipe_source import Fault, Keys, Problem, RecipeError, Source, dotted, find, read, shipped
+from bagpiper.recipe_start import with_start
 from bagpiper.recipe_types import Reader, component_to_dict, to_dict
 from bagpiper.settings import GenerationSettings, ModelSettings, Recipe
 
@@ -148,12 +149,12 @@ def _understand(source: Source, *, ready: bool) -> tuple[Recipe, list[Problem]]:
     if source.unreadable:
         return Recipe(), [source.problem(fault) for fault in source.faults]
     plugin_faults = _import_plugins(source.tree.get("plugins"))
-    tree = {"name": source.name, **source.tree}
+    tree, start_faults = with_start({"name": source.name, **source.tree}, ready=ready)
     reader = Reader(ready=ready)
     recipe = reader.attempt(lambda: reader.settings(Recipe, tree, ()))
     if "version" not in tree:
         reader.faults.append(Fault(("version",), "missing; write `version: 1`"))
-    faults = _first_at_each_key([*source.faults, *plugin_faults, *reader.faults])
+    faults = _first_at_each_key([*source.faults, *plugin_faults, *start_faults, *reader.faults])
     if recipe is not None:
         wrong = [fault.keys for fault in faults if fault.override is None]
         for clash in clashes(recipe, ready=ready):

@@ -263,6 +263,7 @@ class GenerationSettings:
         max_seconds: longest clip in a request.
         batch_size: conversations decoded together.
         system_prompt: put before every request that has no system message of its own, or null.
+        render_prompt: takes the place of ``system_prompt`` where a sound is asked for, or null.
         resampler: of clips in requests; null means ``data.resampler`` in a recipe, soxr for a model without one.
     """
 
@@ -278,6 +279,7 @@ class GenerationSettings:
     max_seconds: float = 30.0
     batch_size: int = 16
     system_prompt: str | None = None
+    render_prompt: str | None = None
     resampler: Resampler | None = None
 
 
@@ -318,6 +320,8 @@ class Recipe:
         run_dir: the run folder; null means ``runs/<name>``.
         device: auto, cpu, cuda or mps.
         plugins: modules that register further components.
+        start_from: run folder or model folder whose weights this run begins with. Parts, tokenizer and, where the
+            recipe has no such keys, the way of sampling come from there; keys of ``model`` may be left out.
     """
 
     version: int = RECIPE_VERSION
@@ -326,6 +330,7 @@ class Recipe:
     run_dir: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     plugins: list[str] = field(default_factory=list)
+    start_from: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     stage: StageSettings = field(default_factory=StageSettings)

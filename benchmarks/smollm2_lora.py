@@ -32,7 +32,8 @@ from bagpiper.data.examples import Example, read_sources
 from bagpiper.data.importers import import_demo, import_pairs
 from bagpiper.data.ledger import Ledger
 from bagpiper.model import Bagpiper
-from bagpiper.model_folder import find_model, load_model
+from bagpiper.model_config import find_model
+from bagpiper.model_folder import load_model
 from bagpiper.settings import SourceSettings
 
 PAIRS = ("asterisk_en", "sfx_music", "tiny_permissive")

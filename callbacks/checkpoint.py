@@ -14,7 +14,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from bagpiper.batch import Batch
 from bagpiper.callbacks.clock import Clock
-from bagpiper.training.checkpoints import checkpoint_at, prune, replacing
+from bagpiper.files import replacing_folder
+from bagpiper.training.checkpoints import checkpoint_at, prune
 from bagpiper.training.run_folder import disk_errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -147,7 +148,7 @@ class Checkpoints(Callback):
             if not trainer.is_global_zero:
                 trainer.save_checkpoint(checkpoint.state)  # takes part in collectives, writes nothing
                 return
-            with replacing(checkpoint.folder) as folder:
+            with replacing_folder(checkpoint.folder) as folder:
                 self._save_model(module, folder / "model")
                 trainer.save_checkpoint(folder / "resume" / checkpoint.state.name)
             prune(self.run_dir, self._keep)

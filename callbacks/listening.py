@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bagpiper.batch import Batch
 from bagpiper.callbacks.clock import Clock
 from bagpiper.conversation import Clip, Conversation, Message, Modality
+from bagpiper.files import replacing_folder
 from bagpiper.inference.generate import Answer, generate
 from bagpiper.settings import GenerationSettings, ListeningSettings
-from bagpiper.training.checkpoints import replacing
 from bagpiper.training.seeds import derive_seed
 
 
@@ -120,7 +120,7 @@ def listen(
         seeds = [derive_seed(seed, "listening", prompt.name) for prompt in asked]
         given = generate(model, [prompt.request for prompt in asked], settings, seeds=seeds, plan=plan)
         answers.update((prompt.name, answer) for prompt, answer in zip(asked, given, strict=True))
-    with replacing(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         written = [_write(prompt, answers[prompt.name], temporary, model) for prompt in prompts]
         _write_index(written, temporary)
     return [

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bagpiper.callbacks.metrics import Row
+from bagpiper.files import write_text
 from bagpiper.settings import TrackingSettings
-from bagpiper.training.checkpoints import write_text
 
 RECORD = "mlflow_run.json"
 _KEY_TAG = "bagpiper.key"

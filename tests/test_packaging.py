@@ -48,7 +48,7 @@ def test_versions_that_matter() -> None:
     assert requirement("torch", core) == "torch>=2.11,<2.14"
     assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"ui", "encodec", "gguf", "speech", "scores", "test", "dev"}
+    assert set(extras) == {"ui", "encodec", "gguf", "parquet", "speech", "scores", "test", "dev"}
     assert not [text for text in core if re.match(r"mlflow\b(?!-)|encodec|torchaudio", text)]
 
 

@@ -19,10 +19,11 @@ _ValidShare = Annotated[
 
 def add_verbs(app: typer.Typer) -> None:
     """Add the group ``data``."""
-    group = typer.Typer(no_args_is_help=True, help="Make files of conversations from other manifests.")
+    group = typer.Typer(no_args_is_help=True, help="Make files of conversations from other manifests, and back.")
     group.command("import-pairs")(import_pairs)
     group.command("import-dialogues")(import_dialogues)
     group.command("import-demo")(import_demo)
+    group.command("export-dialogues")(export_dialogues)
     app.add_typer(group, name="data")
 
 
@@ -57,7 +58,7 @@ def import_pairs(
 
 
 def import_dialogues(
-    manifest: Annotated[Path, typer.Argument(help="JSON lines with 'example_id' and 'messages'.")],
+    manifest: Annotated[Path, typer.Argument(help="JSON lines or Parquet with 'example_id', 'messages'.")],
     out: _Out,
     valid_share: _ValidShare = 0.0,
 ) -> None:
@@ -76,6 +77,19 @@ def import_demo(
     from bagpiper.data import importers
 
     _report(importers.import_demo(manifest, out, valid_share=valid_share), valid_share)
+
+
+def export_dialogues(
+    conversations: Annotated[Path, typer.Argument(help="File of conversations.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON lines, or Parquet if it ends in .parquet.")],
+) -> None:
+    """Conversations become ESPnet's rows [role, modality, content]."""
+    from bagpiper.data.exporters import export_dialogues as export
+
+    exported = export(conversations, out)
+    typer.echo(f"{exported.rows} rows written to {out}")
+    if exported.flags:
+        typer.echo(f"left out: {exported.flags} loss flags of messages, for which the rows have no place", err=True)
 
 
 def _report(imported: Imported, valid_share: float) -> None:

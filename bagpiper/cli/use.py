@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,9 +80,10 @@ def render(
     _check_target(out, force)
     from bagpiper.api import load
 
-    samples, sample_rate = load(run, device).render(
-        caption, cfg=cfg, temperature=temperature, top_k=top_k, max_seconds=max_seconds, think=think, seed=seed
-    )
+    with _plain_warnings():
+        samples, sample_rate = load(run, device).render(
+            caption, cfg=cfg, temperature=temperature, top_k=top_k, max_seconds=max_seconds, think=think, seed=seed
+        )
     _write_sound(out, samples, sample_rate)
 
 
@@ -101,17 +105,18 @@ def ask(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, or a model folder with --corpus.")],
     clips: Annotated[int | None, typer.Option(min=0, help="Held-out clips per direction, 0 for all.")] = None,
     cycles: Annotated[int | None, typer.Option(min=0, help="Clips of the cycle figures, 0 for none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the recipe says.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Folder of soundscapes; default: the run's own.")] = None,
 ) -> None:
     """Measure both directions on held-out clips, print the table and write eval.json."""
     _check_run(run)
     from bagpiper.evaluation.probe import FILE
     from bagpiper.evaluation.probe import evaluate as evaluate_run
 
-    evaluate_run(run, clips=clips, cycles=cycles, device=device)
+    evaluate_run(run, clips=clips, cycles=cycles, device=device, corpus=corpus)
     typer.echo(f"written to {run / FILE}")
 
 
@@ -128,6 +133,14 @@ def parity(
     typer.echo(f"written to {run / FILE}")
     if not report.passed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings appear as one line, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
+        yield
 
 
 def _check_run(run: Path) -> None:
@@ -159,13 +172,13 @@ def _write_sound(out: Path, samples: NDArray[np.float32], sample_rate: int) -> N
     import numpy as np
     import soundfile
 
-    from bagpiper.data.files import write_atomically
+    from bagpiper.files import write_for_user
 
     clipped = int((np.abs(samples) > 1.0).sum())
     buffer = io.BytesIO()
     soundfile.write(
         buffer, np.clip(samples, -1.0, 1.0), sample_rate, format=FORMATS[out.suffix.lower()], subtype="PCM_16"
     )
-    write_atomically(out, buffer.getvalue())
+    write_for_user(out, buffer.getvalue())
     note = f", {clipped} samples clipped" if clipped else ""
     typer.echo(f"{out}: {len(samples) / sample_rate:.2f} s at {sample_rate} Hz{note}")

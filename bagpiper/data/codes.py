@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from bagpiper.codecs.configs import CodecConfig
 from bagpiper.data.audio import ClipInfo, read_clip
-from bagpiper.data.files import write_atomically
 from bagpiper.errors import UserError
+from bagpiper.files import write_for_user
 from bagpiper.settings import Resampler
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class CodeCache:
         width = 2 if codes.max(initial=0) < 2**15 else 4
         body = np.ascontiguousarray(codes, dtype=f"<i{width}").tobytes()
         header = _HEADER.pack(_MAGIC, zlib.crc32(body), *codes.shape, width)
-        write_atomically(self._path(sha256), header + body)
+        write_for_user(self._path(sha256), header + body)
 
     def _path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / f"{sha256}.codes"

@@ -13,9 +13,9 @@ from typing import Any
 
 from bagpiper.conversation import Clip, Conversation, Message, from_json
 from bagpiper.data.audio import BadAudio, ClipInfo, probe_clip
-from bagpiper.data.files import write_atomically
 from bagpiper.data.ledger import FIRST_CHANNEL, READ, Faults, Ledger, OnBad
 from bagpiper.errors import UserError
+from bagpiper.files import write_for_user
 from bagpiper.settings import SourceSettings
 
 _PROBE_THREADS = 2
@@ -258,7 +258,7 @@ class _ProbeCache:
     def save(self) -> None:
         """Write the file."""
         if self._file is not None and self._known:
-            write_atomically(self._file, json.dumps(self._known).encode())
+            write_for_user(self._file, json.dumps(self._known).encode())
 
 
 def _stamp(path: str) -> list[int]:

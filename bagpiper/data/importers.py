@@ -16,9 +16,10 @@ from typing import Any, Literal
 from bagpiper.conversation import MODALITIES, ROLES, Clip, Conversation, Message, Role, to_json
 from bagpiper.data.audio import probe_clip
 from bagpiper.data.examples import read_lines
-from bagpiper.data.files import write_atomically
 from bagpiper.data.packing import uniform
+from bagpiper.data.parquet import SUFFIX, read_parquet
 from bagpiper.errors import UserError
+from bagpiper.files import write_for_user
 from bagpiper.settings import SourceSettings
 
 Task = Literal["both", "audio_to_text", "text_to_audio"]
@@ -135,7 +136,7 @@ def import_dialogues(manifest: Path, out: Path, *, valid_share: float = 0.0) -> 
     """ESPnet's dialogue rows ``{"example_id", "messages": [[role, modality, content], ...]}`` -> conversations.
 
     Args:
-        manifest: JSON lines; audio content is a path relative to its folder.
+        manifest: JSON lines, or a Parquet file as on the Hub; audio content is a path relative to its folder.
         out: the file to write.
         valid_share: share of the dialogues that goes to ``<out>.valid.jsonl``, by hash of the first audio file or,
             without audio, of the id.
@@ -219,7 +220,7 @@ def _import(
     faults: list[str] = []
     seen: dict[str, int] = {}
     rows = longer = 0
-    for number, data, fault in read_lines(manifest):
+    for number, data, fault in read_parquet(manifest) if manifest.suffix == SUFFIX else read_lines(manifest):
         rows += 1
         where = f"{manifest}:{number}"
         try:
@@ -250,7 +251,7 @@ def _import(
 def _write(path: Path, lines: Sequence[str]) -> None:
     data = "".join(f"{line}\n" for line in lines).encode()
     if not path.exists() or path.read_bytes() != data:
-        write_atomically(path, data)
+        write_for_user(path, data)
 
 
 def _dump(conversation: Conversation, out: Path, where: str) -> str:

@@ -19,7 +19,6 @@ from rich.console import Console
 from bagpiper.batch import Batch, collate
 from bagpiper.conversation import Message
 from bagpiper.data.examples import Example
-from bagpiper.data.files import write_atomically
 from bagpiper.data.layout import BadExample, Layout, Measured
 from bagpiper.errors import UserError
 from bagpiper.evaluation.forced import ForcedDecoder, ForcedRow, KnownSegment, known_segments
@@ -35,12 +34,14 @@ from bagpiper.evaluation.parity_report import (
     Limit,
     ParityReport,
 )
+from bagpiper.files import write_text
 from bagpiper.heads.streams import pick
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import undisturbed
 from bagpiper.inference.masks import END_IDS
 from bagpiper.llms.lora import merged_for_a_while
-from bagpiper.model_folder import find_model, load_model, read_config, save_model
+from bagpiper.model_config import find_model, read_config
+from bagpiper.model_folder import load_model, save_model
 from bagpiper.patterns import apply, revert
 from bagpiper.recipe import generation_from_dict, load_recipe
 from bagpiper.settings import GenerationSettings, LoraSettings
@@ -97,7 +98,7 @@ def parity(folder: Path, *, device: str | None = None, console: Console | None =
 
 def write_report(report: ParityReport, folder: Path) -> None:
     """Write ``parity.json`` into a run folder."""
-    write_atomically(folder / FILE, (json.dumps(report.as_json(), indent=2) + "\n").encode())
+    write_text(folder / FILE, json.dumps(report.as_json(), indent=2) + "\n")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

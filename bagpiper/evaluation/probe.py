@@ -16,17 +16,18 @@ from rich.console import Console
 
 from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.data.audio import resampled_length
-from bagpiper.data.files import write_atomically
 from bagpiper.errors import UserError
 from bagpiper.evaluation.soundscapes.analyse import analyse_audio
 from bagpiper.evaluation.soundscapes.parse import parse_caption
 from bagpiper.evaluation.soundscapes.score import score_many
 from bagpiper.evaluation.table import DIRECTIONS, probe_table
+from bagpiper.files import write_for_user
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
-from bagpiper.model_folder import find_model, generation_of, load_model
+from bagpiper.model_config import find_model
+from bagpiper.model_folder import generation_of, load_model
 from bagpiper.recipe import load_recipe
-from bagpiper.settings import GenerationSettings
+from bagpiper.settings import GenerationSettings, Recipe
 from bagpiper.training.prepare import corpus_folder, counted
 from bagpiper.training.seeds import derive_seed
 
@@ -66,15 +67,17 @@ def evaluate(
     clips: int | None = None,
     cycles: int | None = None,
     device: str | None = None,
+    corpus: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run's model on its corpus, print the table and write ``eval.json``.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or a model folder with ``corpus``.
         clips: held-out clips of each direction, 0 for all; None takes the recipe's.
         cycles: clips of the two cycle figures, 0 leaves them out; None takes the recipe's.
         device: auto, cpu, cuda or mps; None takes the recipe's.
+        corpus: folder of soundscapes; None takes the run's own.
         console: where the table is printed; None is the standard output.
 
     Returns:
@@ -84,13 +87,17 @@ def evaluate(
         UserError: not a run folder, no model, or no corpus with facts.
     """
     console = console or Console()
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml, which tells where the corpus is")
-    recipe = load_recipe(str(folder), ready=False)
+    has_recipe = (folder / "recipe.yaml").is_file()
+    if not has_recipe and corpus is None:
+        raise UserError(
+            f"{folder} is not a run folder: it has no recipe.yaml, which tells where the corpus is; "
+            "name one with --corpus (the corpus/ of a run of the quickstart, say)"
+        )
+    recipe = load_recipe(str(folder), ready=False) if has_recipe else Recipe()
     recipe.run_dir = str(folder)
     clips = recipe.eval.clips if clips is None else clips
     cycles = recipe.eval.cycles if cycles is None else cycles
-    corpus = corpus_folder(recipe, folder)
+    corpus = corpus or corpus_folder(recipe, folder)
     read_items(corpus, "test", clips)  # before the model is loaded, which takes longer
     chosen = choose_device(device or recipe.device)
     found = find_model(folder)
@@ -106,7 +113,7 @@ def evaluate(
             progress=progress,
         )
     result["model"] = str(found.relative_to(folder))
-    write_atomically(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
+    write_for_user(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
     console.print(probe_table(result))
     return result
 

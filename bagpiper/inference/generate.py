@@ -100,11 +100,13 @@ def generate(
         UserError: settings that cannot work, or a clip that cannot be read.
     """
     _check(settings, conversations, seeds, plan)
+    asks_for_sound = plan is not None and list(plan)[-1:] == ["audio"]
+    prompt = (settings.render_prompt if asks_for_sound else None) or settings.system_prompt
     answers: list[Answer] = []
     with undisturbed(model):
         for start in range(0, len(conversations), settings.batch_size):
             chosen = slice(start, start + settings.batch_size)
-            batch = [with_system_prompt(conversation, settings.system_prompt) for conversation in conversations[chosen]]
+            batch = [with_system_prompt(conversation, prompt) for conversation in conversations[chosen]]
             decoder = Decoder(model, settings, seeds[chosen], plan or (), on_step, start)
             segments = _finish(model, decoder.run(batch))
             for conversation, parts in zip(batch, segments, strict=True):

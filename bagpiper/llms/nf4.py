@@ -53,8 +53,7 @@ class Nf4Linear(Linear4bit):
 
     def dequantized(self) -> torch.Tensor:
         """float32 ``[out, in]``."""
-        packed, absmax = self._packed()
-        return bnb_functional.dequantize_4bit(packed, _quant_state(absmax, (self.out_features, self.in_features)))
+        return dequantize(*self._packed(), (self.out_features, self.in_features))
 
     def packed_shapes(self) -> dict[str, torch.Size]:
         """Shapes of the tensors that hold the weight in a state dict, filled or not."""
@@ -124,6 +123,11 @@ class Nf4Linear(Linear4bit):
             bias.data.copy_(state_dict[prefix + "bias"])
         elif bias is not None:
             missing_keys.append(prefix + "bias")
+
+
+def dequantize(packed: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """float32 ``[out, in]`` of a layer's ``weight`` and ``absmax`` as they stand in the state dict."""
+    return bnb_functional.dequantize_4bit(packed, _quant_state(absmax, shape))
 
 
 def _quant_state(absmax: torch.Tensor, shape: tuple[int, int]) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bagpiper.component import Codec
-from bagpiper.llms.lora import add_lora
+from bagpiper.llms.lora import add_lora, merge_lora
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
+from bagpiper.model_config import find_model, read_config
+from bagpiper.model_folder import load_model, read_provenance
 from bagpiper.settings import Recipe
 from bagpiper.training.optimizer import build_optimizer, build_schedule
 from bagpiper.training.seeds import derive_seed
@@ -32,6 +35,38 @@ def build_model(recipe: Recipe, tokenizer: TextTokenizer, codec: Codec) -> Bagpi
         if recipe.stage.lora is not None:
             add_lora(model.llm, recipe.stage.lora)
     return model
+
+
+def start_model(recipe: Recipe) -> tuple[Bagpiper, dict[str, Any]]:
+    """The model of the folder that ``recipe.start_from`` names, with fresh adaptors if the stage has them.
+
+    Adaptors that the folder's model has are folded into its weights first. Random weights depend on (seed, "init").
+
+    Returns:
+        The model and what is to be remembered of its origin.
+
+    Raises:
+        UserError: there is no model, or it is not what the recipe was checked against.
+    """
+    assert recipe.start_from is not None
+    folder = find_model(Path(recipe.start_from).expanduser())
+    config = read_config(folder)
+    model = load_model(folder)
+    if config["lora"]:
+        merge_lora(model.llm)
+    model.settings = recipe.model
+    model.head.config = recipe.model.head  # the part of it that weights do not depend on may be the recipe's
+    if recipe.stage.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(recipe.seed, "init"))
+            add_lora(model.llm, recipe.stage.lora)
+    origin = {
+        "folder": str(folder.resolve()),
+        "fingerprint": config["fingerprint"],
+        "stage": config["stage"],
+        "provenance": read_provenance(folder),
+    }
+    return model, origin
 
 
 def make_ready(model: Bagpiper, recipe: Recipe) -> Bagpiper:

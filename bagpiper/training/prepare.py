@@ -25,9 +25,9 @@ from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.data.soundscapes.corpus import make_corpus
 from bagpiper.errors import UserError
+from bagpiper.files import replacing_file, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.settings import Recipe, SourceSettings
-from bagpiper.training.checkpoints import replacing
 from bagpiper.training.seeds import derive_seed
 
 CODEC, TOKENIZER = "codec.safetensors", "tokenizer"
@@ -115,10 +115,15 @@ def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], co
         else:
             texts = [m.text for e in train for m in e.conversation.messages if m.modality == "text"]
             tokenizer = TextTokenizer.train_bpe(texts, llm.tokenizer.vocab_size)
-        with replacing(kept) as temporary:
-            tokenizer.save(temporary)
+        keep_tokenizer(folder, tokenizer)
         say(f"{tokenizer.size} tokens" + ("" if llm.source else f", trained on {len(texts)} texts"))
     return tokenizer
+
+
+def keep_tokenizer(folder: Path, tokenizer: TextTokenizer) -> None:
+    """Write the tokenizer of a run."""
+    with replacing_folder(folder / TOKENIZER) as temporary:
+        tokenizer.save(temporary)
 
 
 def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], console: Console) -> Codec:
@@ -199,18 +204,6 @@ def prepare_codes(
         codec.to(home)
         say(f"{encoded} clips encoded, {len(clips) - encoded} known")
     return cache
-
-
-@contextmanager
-def replacing_file(target: Path) -> Iterator[Path]:
-    """A file under a temporary name that becomes ``target`` when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{target.name}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -28,20 +28,22 @@ from bagpiper.data.codes import CodeCache
 from bagpiper.data.module import PackDataModule
 from bagpiper.evaluation.parity_report import ParityReport
 from bagpiper.model import Bagpiper
-from bagpiper.model_folder import load_model, save_model
+from bagpiper.model_folder import load_model, write_model
 from bagpiper.settings import Recipe
 from bagpiper.training import run_folder
-from bagpiper.training.assemble import build_model, make_ready
+from bagpiper.training.assemble import build_model, make_ready, start_model
 from bagpiper.training.checkpoints import Checkpoint, StateFile, list_checkpoints, publish
 from bagpiper.training.parallel import placement
 from bagpiper.training.prepare import (
     Examples,
     calibrate_encoder,
     codec_on_disk,
+    keep_tokenizer,
     prepare_codec,
     prepare_codes,
     prepare_examples,
     prepare_tokenizer,
+    told,
 )
 from bagpiper.training.stages import count_parameters
 
@@ -122,14 +124,23 @@ def _resumed_model(recipe: Recipe, folder: Path, start: Checkpoint) -> Bagpiper:
 
 
 def _new_model(recipe: Recipe, folder: Path, examples: Examples, console: Console) -> Bagpiper:
-    tokenizer = prepare_tokenizer(recipe, folder, examples.train, console)
-    codec = prepare_codec(recipe, folder, examples.train, console)
-    model = build_model(recipe, tokenizer, codec)
-    if recipe.stage.train_encoder:
-        calibrate_encoder(recipe, model.encoder, examples.train)
-    record = _fingerprint(model, codec.weights_hash())
+    origin = None
+    if recipe.start_from is not None:
+        with told(console, "start") as say:
+            model, origin = start_model(recipe)
+            say(f"weights of {origin['folder']} (stage {origin['stage']})")
+    else:
+        tokenizer = prepare_tokenizer(recipe, folder, examples.train, console)
+        codec = prepare_codec(recipe, folder, examples.train, console)
+        model = build_model(recipe, tokenizer, codec)
+        if recipe.stage.train_encoder:
+            calibrate_encoder(recipe, model.encoder, examples.train)
+    record = _fingerprint(model, _codec(model).weights_hash())
     run_folder.check_fingerprint(folder, record)
     run_folder.write_fingerprint(folder, record)
+    if origin is not None and _is_main():
+        keep_tokenizer(folder, model.tokenizer)
+        run_folder.write_origin(folder, origin)
     return make_ready(model, recipe)
 
 
@@ -227,13 +238,13 @@ def _store(recipe: Recipe, folder: Path) -> MlflowStore:
 
 def _save(module: LightningModule, target: Path, recipe: Recipe, folder: Path) -> None:
     assert isinstance(module, Bagpiper)
-    save_model(
+    write_model(
         module,
         target,
         generation=recipe.sampling,
         lora=recipe.stage.lora,
         stage=recipe.stage.name,
-        provenance={"recipe": recipe.name, "run": str(folder)},
+        provenance={"recipe": recipe.name, "run": str(folder), **run_folder.read_origin(folder)},
         store=folder / "checkpoints" / "frozen",
     )
 

@@ -19,16 +19,18 @@ from typing import Any
 import yaml
 
 from bagpiper.errors import UserError
+from bagpiper.files import write_text
 from bagpiper.recipe import dump_recipe
 from bagpiper.settings import Recipe
-from bagpiper.training.checkpoints import list_checkpoints, remove_leftovers, write_text
+from bagpiper.training.checkpoints import list_checkpoints, remove_leftovers
 
-RECIPE, ENVIRONMENT, FINGERPRINT = "recipe.yaml", "environment.json", "fingerprint.json"
+RECIPE, ENVIRONMENT, FINGERPRINT, ORIGIN = "recipe.yaml", "environment.json", "fingerprint.json", "started_from.json"
 
 HARMLESS = (
     "name",
     "run_dir",
     "device",
+    "start_from",
     "trainer.max_steps",
     "trainer.validate_every",
     "trainer.validate_packs",
@@ -178,6 +180,17 @@ def check_fingerprint(folder: Path, record: Mapping[str, str]) -> None:
 def write_fingerprint(folder: Path, record: Mapping[str, str]) -> None:
     """Record what the ids of the run mean."""
     write_text(folder / FINGERPRINT, json.dumps(dict(record), indent=2) + "\n")
+
+
+def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Record the model folder that the run started from; every model that it saves repeats it."""
+    write_text(folder / ORIGIN, json.dumps(dict(origin), indent=2) + "\n")
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What provenance says of the model that the run started from; nothing for a run that started without one."""
+    path = folder / ORIGIN
+    return {"started_from": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
 def write_records(folder: Path, recipe: Recipe) -> None:

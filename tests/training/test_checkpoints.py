@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bagpiper import files
+from bagpiper.files import replacing_folder
 from bagpiper.training import checkpoints
-from bagpiper.training.checkpoints import StateFile, checkpoint_at, list_checkpoints, prune, publish, replacing
+from bagpiper.training.checkpoints import StateFile, checkpoint_at, list_checkpoints, prune, publish
 
 
 def write(run_dir: Path, step: int, content: str = "w") -> checkpoints.Checkpoint:
     checkpoint = checkpoint_at(run_dir, step)
-    with replacing(checkpoint.folder) as folder:
+    with replacing_folder(checkpoint.folder) as folder:
         (folder / "model").mkdir()
         (folder / "model" / "weights").write_text(content)
         (folder / "resume").mkdir()
@@ -38,11 +40,11 @@ def test_crash_at_any_instant_leaves_the_former_checkpoint(tmp_path, monkeypatch
         raise Killed
 
     if instant == "sync_tree":
-        monkeypatch.setattr(checkpoints, "sync_tree", die)
+        monkeypatch.setattr(files, "sync_tree", die)
     if instant == "rename":
         monkeypatch.setattr(os, "rename", die)
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *a, **k: None)  # a killed process cleans nothing up
-    with pytest.raises(Killed), replacing(checkpoint_at(tmp_path, 2).folder) as folder:
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *a, **k: None)  # a killed process cleans nothing up
+    with pytest.raises(Killed), replacing_folder(checkpoint_at(tmp_path, 2).folder) as folder:
         (folder / "model").mkdir()
         (folder / "resume").mkdir()
         (folder / "resume" / "state.pt").write_text("half")

@@ -230,7 +230,7 @@ def test_lora_run_resumes_bit_for_bit(tmp_path, shared_parts, monkeypatch):
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, shared_parts, monkeypatch):
     recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=4, checkpoint_every=2)
-    original = run_module.save_model
+    original = run_module.write_model
 
     def save(model, target, **details):
         if "step-000004" in str(target):
@@ -239,7 +239,7 @@ def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, shared_part
             raise OSError(errno.ENOSPC, "No space left on device")
         original(model, target, **details)
 
-    monkeypatch.setattr(run_module, "save_model", save)
+    monkeypatch.setattr(run_module, "write_model", save)
     with pytest.raises(UserError, match=r"no space left.*step-000002.*--resume"):
         run(recipe)
     assert [c.step for c in list_checkpoints(tmp_path / "run")] == [2]

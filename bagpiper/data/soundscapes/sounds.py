@@ -17,8 +17,8 @@ Samples = NDArray[np.float64]
 
 _DETUNE_CENTS = 7.0
 _SIREN_PERIOD = 0.40
-# A sound that is short or long dies away by so much, evenly, from start to end: each moment then tells how much of it is
-# left. Where a sound goes on unchanged, a model has to count frames to know when to end it, and learns that last.
+# A sound that is short or long dies away by so much, evenly, from start to end: each moment then tells how much is
+# left of it. Where a sound goes on unchanged, a model must count frames to know when to end it, and learns that last.
 _FALL_DB = 6.0
 _ORGAN = {1: 1.0, 2: 0.7, 4: 0.5, 8: 0.25}
 _BEEP = {1: 1.0, 3: 0.4, 5: 0.2}

@@ -1,0 +1,116 @@
+"""Dialogue rows in Parquet files, as the Hub holds the official SFT data (needs the package pyarrow).
+
+A file has a column of ids and a column ``messages``: lists of ``[role, modality, content]``, the same as JSON text, or
+that text compressed with zstd (spec sections 2.4 and 6.5).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bagpiper.errors import UserError
+from bagpiper.files import replacing_file
+
+SUFFIX = ".parquet"
+IDS = ("example_id", "utt_id", "id")
+"""Names of the column of ids, the first that is there."""
+_ROWS = 1024
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    """Rows of a file: (number from 1, ``{"example_id", "messages", ...}``, None), or (number, None, fault).
+
+    Raises:
+        UserError: pyarrow is missing, or the file is no Parquet file with a column ``messages``.
+    """
+    parquet = _library()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name a Parquet file (relative to the working folder)")
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow has an exception for every layer
+        raise UserError(f"{path}: not a readable Parquet file ({error}); fetch it again") from None
+    columns = file.schema_arrow.names
+    if "messages" not in columns:
+        raise UserError(f"{path}: has no column 'messages', only {', '.join(columns)}; is it a file of dialogues?")
+    number = 0
+    for batch in file.iter_batches(_ROWS):
+        for row in batch.to_pylist():
+            number += 1
+            try:
+                messages = [_turn(turn) for turn in _plain(row["messages"])]
+            except (ValueError, TypeError, OSError) as error:
+                yield number, None, f"'messages' is no list of [role, modality, content] ({error})"
+                continue
+            name = next((row[key] for key in IDS if row.get(key) is not None), None)
+            rest = {key: value for key, value in row.items() if key not in (*IDS, "messages") and _is_json(value)}
+            yield (
+                number,
+                {**rest, **({"example_id": str(name)} if name is not None else {}), "messages": messages},
+                None,
+            )
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows ``{"example_id", "messages"}``: ids, and messages as JSON text, pages compressed with zstd.
+
+    Raises:
+        UserError: pyarrow is missing.
+    """
+    parquet = _library()
+    import pyarrow
+
+    table = pyarrow.table(
+        {
+            "example_id": pyarrow.array([row["example_id"] for row in rows], pyarrow.string()),
+            "messages": pyarrow.array(
+                [json.dumps(row["messages"], ensure_ascii=False) for row in rows], pyarrow.string()
+            ),
+        }
+    )
+    with replacing_file(path, durable=False) as temporary:
+        parquet.write_table(table, temporary, compression="zstd")
+
+
+def _library() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("Parquet files need the package pyarrow: pip install 'bagpiper[parquet]'") from None
+    return pyarrow.parquet
+
+
+def _plain(value: Any) -> Any:
+    """Messages as a list, whatever the column holds."""
+    if isinstance(value, bytes):
+        value = _decompressed(value).decode()
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _decompressed(value: bytes) -> bytes:
+    """Bytes without their zstd frame, if they have one."""
+    import pyarrow
+
+    if not value.startswith(b"\x28\xb5\x2f\xfd"):
+        return value
+    with pyarrow.input_stream(pyarrow.BufferReader(value), compression="zstd") as stream:
+        return bytes(stream.read())
+
+
+def _turn(turn: Any) -> list[Any]:
+    if isinstance(turn, Mapping):
+        return [turn.get("role"), turn.get("modality"), turn.get("content")]
+    if not isinstance(turn, list):
+        raise ValueError(f"found {turn!r:.60}")
+    return turn
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
