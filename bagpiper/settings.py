@@ -137,10 +137,13 @@ class StageSettings:
 
 @dataclass
 class OptimizerSettings:
-    """AdamW and the official schedule: linear warm-up from 0, cosine to ``min_lr_ratio``, then constant.
+    """The optimizer and the official schedule: linear warm-up from 0, cosine to ``min_lr_ratio``, then constant.
 
     Attributes:
-        lr: peak learning rate.
+        name: ``adamw``, as in the official code; ``muon`` trains the matrices of encoder, adaptor, LLM and head by Muon
+            and the rest by AdamW, which learns several times faster from nothing (docs/benchmarks.md).
+        lr: peak learning rate of AdamW.
+        matrix_lr: peak learning rate of Muon.
         warmup_steps: steps of the linear warm-up; the first step has learning rate 0 as in the official code.
         min_lr_ratio: floor as a share of the peak.
         decay_end_step: step that reaches the floor; null means ``trainer.max_steps``.
@@ -148,7 +151,9 @@ class OptimizerSettings:
         clip_norm: global gradient norm; 0 switches clipping off.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
+    matrix_lr: float = 0.02
     warmup_steps: int = 100
     min_lr_ratio: float = 0.1
     decay_end_step: int | None = None

@@ -1,14 +1,16 @@
-"""AdamW and the learning-rate schedule of the official trainer (spec section 7.1)."""
+"""Optimizers, and the learning-rate schedule of the official trainer (spec section 7.1)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from bagpiper.settings import OptimizerSettings
+from bagpiper.training.muon import MuonWithAdamW
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps")
 
@@ -35,7 +37,7 @@ def learning_rate_factor(step: int, settings: OptimizerSettings, max_steps: int)
 
 def parameter_groups(
     model: torch.nn.Module, embedding_rows: Iterable[torch.nn.Parameter], weight_decay: float
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Every trainable parameter exactly once: first those with weight decay, then the embedding rows without.
 
     Norms and biases decay, as in the official code.
@@ -47,7 +49,7 @@ def parameter_groups(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # tied ones come once
     if not trainable:
         raise ValueError("nothing trains: the stage freezes every part; choose another `stage.name` or `stage.lora`")
-    groups: list[dict[str, object]] = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if id(p) not in without], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) in without], "weight_decay": 0.0},
     ]
@@ -55,17 +57,31 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: torch.nn.Module, embedding_rows: Iterable[torch.nn.Parameter], settings: OptimizerSettings
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused where PyTorch has a fused kernel."""
+    model: torch.nn.Module,
+    embedding_rows: Iterable[torch.nn.Parameter],
+    settings: OptimizerSettings,
+    matrices: Iterable[torch.nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters; AdamW is fused where PyTorch has a fused kernel.
+
+    Args:
+        model: its trainable parameters are taken.
+        embedding_rows: never decayed.
+        settings: of the optimizer.
+        matrices: weights of layers, which ``muon`` treats as matrices.
+    """
     groups = parameter_groups(model, embedding_rows, settings.weight_decay)
-    devices = {p.device.type for p in model.parameters() if p.requires_grad}
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.lr,
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        fused=devices <= set(_FUSED_DEVICES),
+    fused = {p.device.type for p in model.parameters() if p.requires_grad} <= set(_FUSED_DEVICES)
+    options: dict[str, Any] = {"lr": settings.lr, "betas": (settings.betas[0], settings.betas[1]), "eps": settings.eps}
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, fused=fused, **options)
+    by_muon = [parameter for parameter in matrices if parameter.requires_grad and parameter.ndim == 2]
+    chosen = {id(parameter) for parameter in by_muon}
+    others = [options | group | {"params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
+    return MuonWithAdamW(
+        {"params": by_muon, "lr": settings.matrix_lr, "weight_decay": settings.weight_decay},
+        [group for group in others if group["params"]],
+        fused=fused,
     )
 
 

@@ -30,7 +30,7 @@ BACKGROUND_DB: dict[str, float | None] = {"silence": None, "hiss": -56.0, "hum":
 # All sounds start on a grid of 40 ms, one frame of a codec at 25 frames per second, so that a sound meets the frames of
 # such a codec in few different ways and a small codebook holds it.
 GRID_SECONDS = 0.04
-# A sound of a "sized" kind lasts this long, or 40 ms more.
+# How long a sound of a "sized" kind lasts.
 LENGTH_SECONDS: dict[str, float] = {"short": 0.40, "long": 0.92}
 
 LOUDNESSES = tuple(LOUDNESS_DB)

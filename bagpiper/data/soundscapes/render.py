@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from bagpiper.data.soundscapes.facts import BACKGROUND_DB, GRID_SECONDS, LOUDNESS_DB, SAMPLE_RATE, Event, Scene
 from bagpiper.data.soundscapes.sounds import Samples, make_sound
 
-# Lengths in steps of the grid (40 ms), one of which is drawn.
-# Background alone at both ends and between the sounds of a sequence, so that it can be heard, and so that a pause
-# between sounds is longer than any gap between countable things (at most 0.16 s).
-_MARGIN = (4, 5)
-_PAUSE = (10, 11)
-# How long a bed is alone before the first and after the last sound over it.
-_BED_ALONE = (9, 10)
 _GRID = int(GRID_SECONDS * SAMPLE_RATE)
+# Background alone at both ends and between the sounds of a sequence, so that it can be heard, and so that a pause
+# between sounds is longer than any gap between countable things (at most 0.16 s). None of these is drawn at random: a
+# model that is minutes old finds what happens when by position; where all were one step longer at times, it
+# stayed in a pause for as long as not.
+_MARGIN = 4 * _GRID
+_PAUSE = 10 * _GRID
+# How long a bed is alone before the first and after the last sound over it.
+_BED_ALONE = 9 * _GRID
 _SHORTEST_CLIP = 0.8
 _LEVEL_WINDOW = int(0.05 * SAMPLE_RATE)
 
@@ -32,16 +33,14 @@ def render_scene(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     """
     if scene.arrangement == "overlap":
         top = _in_a_row(scene.events[1:], rng)
-        before, after = _draw(_BED_ALONE, rng), _draw(_BED_ALONE, rng)
-        bed = make_sound(scene.events[0], rng, (before + len(top) + after) / SAMPLE_RATE)
+        bed = make_sound(scene.events[0], rng, (len(top) + 2 * _BED_ALONE) / SAMPLE_RATE)
         sound = _at_loudness(bed, scene.events[0].loudness)
-        sound[before : before + len(top)] += top
+        sound[_BED_ALONE : _BED_ALONE + len(top)] += top
     else:
         sound = _in_a_row(scene.events, rng)
-    lead, tail = _draw(_MARGIN, rng), _draw(_MARGIN, rng)
-    total = max(lead + len(sound) + tail, int(_SHORTEST_CLIP * SAMPLE_RATE))
+    total = max(len(sound) + 2 * _MARGIN, int(_SHORTEST_CLIP * SAMPLE_RATE))
     clip = _background(scene.background, total, rng)
-    clip[lead : lead + len(sound)] += sound
+    clip[_MARGIN : _MARGIN + len(sound)] += sound
     return np.clip(clip, -0.999, 0.999).astype(np.float32)
 
 
@@ -50,15 +49,10 @@ def _in_a_row(events: tuple[Event, ...], rng: np.random.Generator) -> Samples:
     parts: list[Samples] = []
     for event in events:
         if parts:
-            parts.append(np.zeros(_draw(_PAUSE, rng)))
+            parts.append(np.zeros(_PAUSE))
         sound = _at_loudness(make_sound(event, rng), event.loudness)
         parts += [sound, np.zeros(-len(sound) % _GRID)]
     return np.concatenate(parts)
-
-
-def _draw(steps: tuple[int, int], rng: np.random.Generator) -> int:
-    """Returns one of two lengths, given in steps of the grid, as a number of samples."""
-    return steps[int(rng.integers(2))] * _GRID
 
 
 def _at_loudness(samples: Samples, loudness: str) -> Samples:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bagpiper.data.soundscapes.facts import GRID_SECONDS, LENGTH_SECONDS, PITCHES, SAMPLE_RATE, Event
+from bagpiper.data.soundscapes.facts import LENGTH_SECONDS, PITCHES, SAMPLE_RATE, Event
 
 Samples = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def make_sound(event: Event, rng: np.random.Generator, seconds: float | None = N
     """
     if seconds is not None or event.length is None:
         return _MAKERS[event.kind](event, rng, seconds or 0.0)
-    sound = _MAKERS[event.kind](event, rng, LENGTH_SECONDS[event.length] + GRID_SECONDS * int(rng.integers(2)))
+    sound = _MAKERS[event.kind](event, rng, LENGTH_SECONDS[event.length])
     return sound * 10.0 ** (-_FALL_DB / 20.0 * np.arange(len(sound)) / len(sound))
 
 
@@ -129,13 +129,13 @@ def _pluck(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
     """Harmonics that die away, the high ones sooner."""
     hertz = _frequency(event, rng)
     partials = [(n * hertz, n**-1.3, 3.5 + 1.2 * n) for n in range(1, 6)]
-    return _fade(_partials(_times(rng.uniform(0.6, 0.7)), partials, rng), 0.003, 0.06)
+    return _fade(_partials(_times(0.64), partials, rng), 0.003, 0.06)
 
 
 def _bell(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
     """Inharmonic partials that ring on."""
     hertz = _frequency(event, rng)
-    return _fade(_partials(_times(rng.uniform(0.7, 0.8)), [(r * hertz, a, d) for r, a, d in _BELL], rng), 0.003, 0.08)
+    return _fade(_partials(_times(0.76), [(r * hertz, a, d) for r, a, d in _BELL], rng), 0.003, 0.08)
 
 
 def _beeps(event: Event, rng: np.random.Generator, seconds: float) -> Samples:
