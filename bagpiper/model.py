@@ -50,6 +50,7 @@ class Bagpiper(LightningModule):
         vocabulary, tokenizer, template: its language.
         encoder, adaptor, llm, codec, head: its parts.
         input_rows, output_rows: rows of the vocabulary; ``tied`` says whether they share the text block.
+        frame_dropout: set by the run (``data.frame_dropout``).
         make_optimizer: set by the run; gives what ``configure_optimizers`` returns.
         meter: sums of the training metrics since somebody last took them.
     """
@@ -92,6 +93,7 @@ class Bagpiper(LightningModule):
             encode_text=tokenizer.encode,
             stream_weights=stream_weights(settings),
         )
+        self.frame_dropout = 0.0
         self.make_optimizer: Callable[[Bagpiper], Any] | None = None
         self.meter = Meter()
         self._window_targets = 0
@@ -188,7 +190,15 @@ class Bagpiper(LightningModule):
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """The LLM's states ``[T, H]`` of a pack; those of row t predict row t + 1."""
         embeds = self.embed(batch.ids, batch.slots, batch.waves)
+        if self.training and self.frame_dropout:
+            embeds = self._hide_frames(embeds, batch)
         return self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
+
+    def _hide_frames(self, embeds: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Put zeros in the place of target audio frames, each with probability ``frame_dropout``: ``[T, H]``."""
+        is_target = (batch.ids[:, 0] >= self.vocabulary.audio_start) & (batch.weights[:, 0] > 0)
+        hidden = is_target & (torch.rand(len(batch), device=embeds.device) < self.frame_dropout)
+        return embeds.masked_fill(hidden[:, None], 0.0)
 
     def forward(self, batch: Batch) -> Loss:
         """Loss of a pack: row t predicts row t + 1 of the same example."""

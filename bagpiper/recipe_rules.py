@@ -64,7 +64,7 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, Pairs]]:
     yield "model", _at_least(recipe.model, 0, "stream_weights")
     yield "data", _at_least(data, 1, "token_budget", "max_rows")
     yield "data", _above(data, 0, "max_seconds")
-    yield "data", _between(data, 0, 1, "cfg_dropout")
+    yield "data", _between(data, 0, 1, "cfg_dropout", "frame_dropout")
     yield "data", _at_least(data, 0, "workers")
     if recipe.model.encoder is not None:
         yield "model.encoder", _at_least(recipe.model.encoder, 1, "sample_rate")
@@ -78,7 +78,7 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, Pairs]]:
         yield "stage.lora", _at_least(recipe.stage.lora, 1, "rank")
         yield "stage.lora", _above(recipe.stage.lora, 0, "alpha")
         yield "stage.lora", _between(recipe.stage.lora, 0, 1, "dropout")
-    yield "optimizer", _above(optimizer, 0, "lr", "eps")
+    yield "optimizer", _above(optimizer, 0, "lr", "matrix_lr", "eps")
     yield "optimizer", _at_least(optimizer, 0, "warmup_steps", "weight_decay", "clip_norm")
     yield "optimizer", _at_least(optimizer, 1, "decay_end_step")
     yield "optimizer", _between(optimizer, 0, 1, "min_lr_ratio", "betas")
@@ -214,6 +214,8 @@ def _stage(recipe: Recipe) -> Iterator[Clash]:
             "stage.lora",
             "stage.name",
         )
+    if recipe.optimizer.name == "muon":
+        yield _clash("muon trains whole matrices, not adaptors; use adamw", "optimizer.name", "stage.lora")
     if not stage.lora.targets:
         yield _clash(f"names no layer; '{ALL_LINEAR}' takes all", "stage.lora.targets")
     elif ALL_LINEAR in stage.lora.targets and len(stage.lora.targets) > 1:
@@ -234,6 +236,8 @@ def _run(recipe: Recipe) -> Iterator[Clash]:
         yield _clash(message, "optimizer.decay_end_step", "optimizer.warmup_steps")
     if 1.0 in optimizer.betas:
         yield _clash("must be below 1", "optimizer.betas")
+    if optimizer.name == "muon" and recipe.stage.name == "warmup" and not recipe.stage.train_encoder:
+        yield _clash("the warmup stage trains hardly a matrix; use adamw", "optimizer.name", "stage.name")
     if recipe.device == "mps" and (trainer.devices > 1 or trainer.nodes > 1 or trainer.strategy == "fsdp2"):
         yield _clash("one process only on mps", "trainer.devices", "trainer.strategy", "device")
     for modality in ("text", "audio"):

@@ -83,6 +83,8 @@ class DataSettings:
         on_bad_example: ``fail`` stops at the first bad example; ``skip`` leaves it out, counts and reports it.
         max_seconds: longest clip allowed.
         cfg_dropout: probability that a training example of speech out loses its condition (spec section 4.5).
+        frame_dropout: probability that a frame of target audio is hidden from the model's own input while training; what
+            comes next must then be found in the caption rather than copied from the frame before.
         loss_region: what is trained on in a conversation.
         workers: threads that read and lay out packs ahead of the training step.
         cache: folder of codec codes; null means ``<run_dir>/cache``.
@@ -97,6 +99,7 @@ class DataSettings:
     on_bad_example: Literal["fail", "skip"] = "fail"
     max_seconds: float = 30.0
     cfg_dropout: float = 0.05
+    frame_dropout: float = 0.0
     loss_region: Literal["assistant", "all"] = "assistant"
     workers: int = 2
     cache: str | None = None
@@ -140,8 +143,8 @@ class OptimizerSettings:
     """The optimizer and the official schedule: linear warm-up from 0, cosine to ``min_lr_ratio``, then constant.
 
     Attributes:
-        name: ``adamw``, as in the official code; ``muon`` trains the matrices of encoder, adaptor, LLM and head by Muon
-            and the rest by AdamW, which learns several times faster from nothing (docs/benchmarks.md).
+        name: ``adamw``, as in the official code; ``muon`` trains the matrices of encoder, adaptor and LLM by Muon and the
+            rest by AdamW, which learns several times faster from nothing (docs/benchmarks.md).
         lr: peak learning rate of AdamW.
         matrix_lr: peak learning rate of Muon.
         warmup_steps: steps of the linear warm-up; the first step has learning rate 0 as in the official code.
@@ -171,6 +174,8 @@ class TrainerSettings:
         max_steps: optimizer steps.
         accumulate: micro-batches (packs) per step.
         precision: float32 masters always; ``bf16-mixed`` computes in bfloat16.
+        matmul_precision: of float32 products while training, see ``torch.set_float32_matmul_precision``: ``high``
+            allows TF32 on a GPU, ``medium`` bfloat16 products, also on CPUs that have them (Intel AMX).
         devices: processes on this machine.
         nodes: machines.
         strategy: ``auto`` (one device, or DDP), ``ddp`` or ``fsdp2``.
@@ -186,6 +191,7 @@ class TrainerSettings:
     max_steps: int = 1000
     accumulate: int = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     devices: int = 1
     nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"

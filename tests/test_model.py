@@ -176,3 +176,21 @@ def test_a_model_folder_is_replaced_whole(tmp_path):
         save_model(tiny_model(seed), tmp_path / "model", generation=GenerationSettings())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert torch.equal(load_model(tmp_path / "model").adaptor.hidden.weight, tiny_model(1).adaptor.hidden.weight)
+
+
+def test_frame_dropout_hides_target_frames_from_the_input_while_training_only():
+    model = tiny_model()
+    batch = tiny_batch(model, "sth")
+    whole = model.embed(batch.ids, batch.slots, batch.waves)
+    model.frame_dropout = 1.0
+    seen = []
+    model.llm.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    model.train()
+    model(batch)
+    model.eval()
+    model(batch)
+    frames = (batch.ids[:, 0] >= model.vocabulary.audio_start) & (batch.weights[:, 0] > 0)
+    assert 0 < frames.sum() < len(batch)
+    assert not seen[0][frames].any()
+    assert torch.equal(seen[0][~frames], whole[~frames])
+    assert torch.equal(seen[1], whole)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from bagpiper.codecs.checks import check_codes, check_wave
 from bagpiper.component import Codec
+from bagpiper.ops.precision import full_precision
 
 # Noise that random codebooks are drawn by: enough frames for a mean and a deviation.
 _NOISE_FRAMES = 50
@@ -71,25 +71,6 @@ class HfCodec(Codec):
             wave = self.to_wave(codes.T[None])
         assert len(wave) == self.config.num_samples(len(codes)), wave.shape
         return wave
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 as it is written: outside autocast, and on CUDA without TF32, which convolutions use by default there.
-
-    TF32 keeps 10 bits of mantissa, so a clip would have other codes on a GPU than on a CPU.
-    """
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def load_pretrained(model_class: Any, source: str) -> Any:

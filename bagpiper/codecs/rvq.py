@@ -21,6 +21,7 @@ from bagpiper.codecs.configs import RvqConfig
 from bagpiper.codecs.kmeans import kmeans, nearest_centroids
 from bagpiper.codecs.vocoder import MelVocoder
 from bagpiper.component import Codec
+from bagpiper.ops.precision import full_precision
 
 _FORMAT = "bagpiper-rvq-1"
 # A frame's level in dBFS is not followed below this.
@@ -107,7 +108,7 @@ class RvqCodec(Codec):
         return [self._decode_clip(clip) for clip in codes]
 
     def _encode_clip(self, wave: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(wave.device.type, enabled=False):
+        with full_precision(self.levels.device):
             levels, shape, weights = self._describe(check_wave(wave).to(self.levels.device))
             codes = [nearest_centroids(levels, torch.ones_like(levels), self.levels)]
             for book in self.shapes:
@@ -117,7 +118,7 @@ class RvqCodec(Codec):
 
     def _decode_clip(self, codes: torch.Tensor) -> torch.Tensor:
         codes = check_codes(codes, self.config.num_codebooks, self.config.codebook_size).to(self.levels.device)
-        with torch.autocast(codes.device.type, enabled=False):
+        with full_precision(self.levels.device):
             shape = self.shapes.new_zeros(len(codes), self.shapes.shape[2])
             for book, column in zip(self.shapes, codes[:, 1:].unbind(1), strict=True):
                 shape = shape + book[column]

@@ -39,6 +39,8 @@ class MelConfig(EncoderConfig):
         strides: stride of each convolution; their product times ``hop`` is the samples per state.
         layers, heads: of the transformer after the convolutions (0 layers: none).
         dropout: in the transformer.
+        floor_db: bands are not followed below this level in dB of full scale. Digital silence far below everything else
+            makes the spread of a band so wide that loudness hardly shows in it.
     """
 
     num_mels: int = 80
@@ -50,6 +52,7 @@ class MelConfig(EncoderConfig):
     layers: int = 0
     heads: int = 4
     dropout: float = 0.0
+    floor_db: float = -100.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.hop <= self.window:

@@ -12,6 +12,7 @@ from bagpiper.component import Encoder
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.ops.clips import split_clips, strided_windows
 from bagpiper.ops.mel import log_mel, mel_filterbank
+from bagpiper.ops.precision import full_precision
 
 
 class MelEncoder(Encoder):
@@ -62,7 +63,8 @@ class MelEncoder(Encoder):
 
     def log_mel(self, wave: torch.Tensor) -> torch.Tensor:
         """log10 of the power of every band: float32 ``[N]`` -> ``[N // hop, num_mels]``."""
-        return log_mel(wave.float(), self.window, self.filterbank, self.config.hop)
+        floor = 10.0 ** (self.config.floor_db / 10.0)
+        return log_mel(wave.float(), self.window, self.filterbank, self.config.hop, floor)
 
     def features(self, wave: torch.Tensor) -> torch.Tensor:
         """Scaled log-mel frames of one clip.
@@ -73,7 +75,7 @@ class MelEncoder(Encoder):
         Returns:
             float32 ``[N // hop, num_mels]``, standardised by numbers that are the same for every clip.
         """
-        with torch.autocast(wave.device.type, enabled=False):
+        with full_precision(wave.device):
             return (self.log_mel(wave) - self.band_mean) / self.band_std
 
     def forward(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from bagpiper.encoders.configs import OMNI_HOP, OmniConfig
 from bagpiper.encoders.omni_source import read_fields, read_tower
 from bagpiper.ops.clips import split_clips
 from bagpiper.ops.mel import whisper_front_end, whisper_log_mel
+from bagpiper.ops.precision import full_precision
 
 TOWER_FIELDS = (
     "num_mel_bins",
@@ -91,7 +92,7 @@ class OmniEncoder(Encoder):
         Returns:
             float32 ``[N // 160, num_mel_bins]``.
         """
-        with torch.autocast(wave.device.type, enabled=False):
+        with full_precision(wave.device):
             wave = wave.float()
             if self.config.normalize and len(wave):
                 # 1e-7 as in transformers' zero_mean_unit_var_norm

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from bagpiper.component import Encoder
 from bagpiper.encoders.configs import WHISPER_HOP, WHISPER_RATE, WhisperConfig
 from bagpiper.ops.mel import whisper_front_end, whisper_log_mel
+from bagpiper.ops.precision import full_precision
 
 ENCODER_FIELDS = (
     "num_mel_bins",
@@ -80,7 +81,7 @@ class WhisperEncoder(Encoder):
         Returns:
             float32 ``[N // 160, num_mel_bins]``.
         """
-        with torch.autocast(wave.device.type, enabled=False):
+        with full_precision(wave.device):
             return whisper_log_mel(wave.float(), self.window, self.filterbank, WHISPER_HOP)
 
     def forward(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:

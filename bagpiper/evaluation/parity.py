@@ -42,6 +42,7 @@ from bagpiper.inference.masks import END_IDS
 from bagpiper.llms.lora import merged_for_a_while
 from bagpiper.model_config import find_model, read_config
 from bagpiper.model_folder import load_model, save_model
+from bagpiper.ops.precision import matmul_precision
 from bagpiper.patterns import apply, revert
 from bagpiper.recipe import generation_from_dict, load_recipe
 from bagpiper.settings import GenerationSettings, LoraSettings
@@ -197,6 +198,7 @@ class _Pack:
     known: list[list[KnownSegment]]
 
 
+@matmul_precision("highest")  # whatever the run trains with
 def check_parity(
     model: Bagpiper,
     layout: Layout,

@@ -77,12 +77,14 @@ def make_ready(model: Bagpiper, recipe: Recipe) -> Bagpiper:
     if recipe.trainer.compile:
         for layer in model.llm.layers:
             layer.compile()
+    model.frame_dropout = recipe.data.frame_dropout
     model.make_optimizer = lambda trained: _optimizers(trained, recipe)
     model.strict_loading = False  # weights come from model/, the resume state holds none
     return model
 
 
 def _optimizers(model: Bagpiper, recipe: Recipe) -> dict[str, Any]:
-    optimizer = build_optimizer(model, model.input_rows.parameters(), recipe.optimizer)
+    matrices = [weight for part in (model.encoder, model.adaptor, model.llm) for weight in part.parameters()]
+    optimizer = build_optimizer(model, model.input_rows.parameters(), recipe.optimizer, matrices)
     schedule = build_schedule(optimizer, recipe.optimizer, recipe.trainer.max_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}

@@ -29,6 +29,7 @@ from bagpiper.data.module import PackDataModule
 from bagpiper.evaluation.parity_report import ParityReport
 from bagpiper.model import Bagpiper
 from bagpiper.model_folder import load_model, write_model
+from bagpiper.ops.precision import matmul_precision
 from bagpiper.settings import Recipe
 from bagpiper.training import run_folder
 from bagpiper.training.assemble import build_model, make_ready, start_model
@@ -293,7 +294,8 @@ def _fit(
         if start is None:
             parts.metrics.write(Row(0, "data", _without_split(counts)))
         if start is None or start.step < recipe.trainer.max_steps:
-            trainer.fit(model, datamodule=data, ckpt_path=start.state if start else None, weights_only=True)
+            with matmul_precision(recipe.trainer.matmul_precision):
+                trainer.fit(model, datamodule=data, ckpt_path=start.state if start else None, weights_only=True)
         if data.ledger.as_metrics() != counts:  # examples were lost while training
             parts.metrics.write(Row(recipe.trainer.max_steps, "data", _without_split(data.ledger.as_metrics())))
             console.print(data.ledger.summary(), highlight=False, soft_wrap=True)
