@@ -83,8 +83,8 @@ class DataSettings:
         on_bad_example: ``fail`` stops at the first bad example; ``skip`` leaves it out, counts and reports it.
         max_seconds: longest clip allowed.
         cfg_dropout: probability that a training example of speech out loses its condition (spec section 4.5).
-        frame_dropout: probability that a frame of target audio is hidden from the model's own input while training; what
-            comes next must then be found in the caption rather than copied from the frame before.
+        frame_dropout: probability that a frame of target audio is hidden from the model's own input while training;
+            what comes next must then be found in the caption rather than copied from the frame before.
         loss_region: what is trained on in a conversation.
         workers: threads that read and lay out packs ahead of the training step.
         cache: folder of codec codes; null means ``<run_dir>/cache``.
@@ -143,8 +143,8 @@ class OptimizerSettings:
     """The optimizer and the official schedule: linear warm-up from 0, cosine to ``min_lr_ratio``, then constant.
 
     Attributes:
-        name: ``adamw``, as in the official code; ``muon`` trains the matrices of encoder, adaptor and LLM by Muon and the
-            rest by AdamW, which learns several times faster from nothing (docs/benchmarks.md).
+        name: ``adamw``, as in the official code; ``muon`` trains the matrices of encoder, adaptor and LLM by Muon and
+            the rest by AdamW, which learns several times faster from nothing (docs/benchmarks.md).
         lr: peak learning rate of AdamW.
         matrix_lr: peak learning rate of Muon.
         warmup_steps: steps of the linear warm-up; the first step has learning rate 0 as in the official code.
