@@ -195,10 +195,20 @@ class Bagpiper(LightningModule):
         return self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
 
     def _hide_frames(self, embeds: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Put zeros in the place of target audio frames, each with probability ``frame_dropout``: ``[T, H]``."""
+        """Put zeros in the place of some target audio frames: ``[T, H]``.
+
+        The share falls from ``frame_dropout`` to 0 over the run, so that what is learned last, such as how long a pause
+        lasts, is learned on the input that decoding will see.
+        """
+        share = self.frame_dropout * (1.0 - self._progress())
         is_target = (batch.ids[:, 0] >= self.vocabulary.audio_start) & (batch.weights[:, 0] > 0)
-        hidden = is_target & (torch.rand(len(batch), device=embeds.device) < self.frame_dropout)
+        hidden = is_target & (torch.rand(len(batch), device=embeds.device) < share)
         return embeds.masked_fill(hidden[:, None], 0.0)
+
+    def _progress(self) -> float:
+        """Share of the run's steps that are done; 0 outside a run."""
+        trainer = self._trainer
+        return trainer.global_step / trainer.max_steps if trainer is not None and trainer.max_steps > 0 else 0.0
 
     def forward(self, batch: Batch) -> Loss:
         """Loss of a pack: row t predicts row t + 1 of the same example."""

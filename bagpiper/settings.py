@@ -83,8 +83,9 @@ class DataSettings:
         on_bad_example: ``fail`` stops at the first bad example; ``skip`` leaves it out, counts and reports it.
         max_seconds: longest clip allowed.
         cfg_dropout: probability that a training example of speech out loses its condition (spec section 4.5).
-        frame_dropout: probability that a frame of target audio is hidden from the model's own input while training;
-            what comes next must then be found in the caption rather than copied from the frame before.
+        frame_dropout: probability that a frame of target audio is hidden from the model's own input, at the start of
+            training; it falls to 0 over the run. What comes next must then be found in the caption rather than copied
+            from the frame before.
         loss_region: what is trained on in a conversation.
         workers: threads that read and lay out packs ahead of the training step.
         cache: folder of codec codes; null means ``<run_dir>/cache``.

@@ -14,12 +14,22 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 @contextmanager
 def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     """Set ``torch.set_float32_matmul_precision`` and put it back."""
-    before: Any = torch.get_float32_matmul_precision()
+    before, tf32 = current_precision(), torch.backends.cuda.matmul.allow_tf32
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        if torch.backends.cuda.matmul.allow_tf32 != tf32:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def current_precision() -> MatmulPrecision:
+    """What ``torch.set_float32_matmul_precision`` was set to; "highest" where TF32's own switch was used instead."""
+    try:
+        return torch.get_float32_matmul_precision()  # type: ignore[return-value]
+    except RuntimeError:  # torch refuses to sum the two settings up
+        return "highest"
 
 
 @contextmanager
@@ -42,7 +52,7 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.precision = torch.get_float32_matmul_precision()
+        ctx.precision = current_precision()
         torch.set_float32_matmul_precision("highest")
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
@@ -73,7 +83,7 @@ def exactly(function: Any, *tensors: torch.Tensor) -> torch.Tensor:
         function: tensors -> one tensor.
         tensors: its arguments.
     """
-    precision = torch.get_float32_matmul_precision()
+    precision = current_precision()
     if precision == "highest":
         return function(*tensors)
     try:

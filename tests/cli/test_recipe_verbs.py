@@ -61,7 +61,7 @@ def test_check_as_a_process() -> None:
     good = process("check", "quickstart", "trainer.max_steps=5", "data.token_budget=4096")
     seconds = time.perf_counter() - started
     assert good.returncode == 0, good.stderr
-    assert "25 code frames/s x 4 codebooks" in good.stdout
+    assert "25 code frames/s x 3 codebooks" in good.stdout
     assert "5 steps of up to 4096 rows" in good.stdout
     assert seconds < 10  # 0.8 s on an idle machine
     bad = process("check", "quickstart", "trainer.max_step=5", "optimizer.lr=fast")

@@ -68,3 +68,17 @@ def test_products_are_exact_within_full_precision():
     truth = a @ b
     with matmul_precision("medium"), torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
         assert torch.equal(a @ b, truth)
+
+
+def test_a_program_that_uses_the_switch_of_tf32_itself_keeps_it():
+    """Torch then refuses to say what ``set_float32_matmul_precision`` was set to."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        with full_precision(torch.device("cpu")):
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.equal(exactly(torch.sin, torch.ones(1)), torch.ones(1).sin())
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision("highest")
