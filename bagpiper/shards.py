@@ -119,7 +119,7 @@ def write_shard(path: Path, specs: Specs, chunks: Callable[[str], Iterable[memor
         chunks: the bytes of a tensor by name.
         advance: told of every chunk.
     """
-    with replacing_file(path) as temporary, temporary.open("wb", buffering=0) as file:
+    with replacing_file(path) as temporary, temporary.open("wb") as file:  # raw files may write less
         file.write(header_of(specs))
         for name, spec in specs.items():
             written = 0

@@ -1,5 +1,7 @@
 """Tensors in files of bounded size."""
 
+import resource
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -82,3 +84,19 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     paths[0].write_bytes(paths[0].read_bytes()[:-8])
     with pytest.raises(UserError, match="w-00001-of-00006.safetensors: not a readable safetensors file"):
         map_tensors(tmp_path, "w")
+
+
+@pytest.fixture
+def room_for():
+    """Files of this process get no longer: as on a full disk, a write is cut short and only the next one fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda count: resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_at_the_last_chunk_is_noticed(tmp_path, room_for):
+    (path,) = write(tmp_path / "whole", tensors())
+    room_for(path.stat().st_size - 1)
+    with pytest.raises(OSError, match="too large"):
+        write(tmp_path / "cut", tensors())
+    assert not list((tmp_path / "cut").iterdir())

@@ -66,15 +66,22 @@ def _fields(source: str, find: Find, fields: Iterable[str]) -> dict[str, Any]:
     path = find(CONFIG)
     if path is None:
         raise ValueError(f"encoder: cannot load '{source}' (a folder or a hub name): it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"encoder: {path}: not JSON ({error})") from error
+    config = _read_json(path)
     for outer in ("thinker_config", "audio_config"):
         config = config.get(outer, config)
     if "d_model" not in config:
         raise ValueError(f"encoder: {path} describes no audio tower (no d_model)")
     return {name: config[name] for name in fields if name in config}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"encoder: {path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"encoder: {path}: not a JSON object; fetch it again")
+    return content
 
 
 def _where(source: str, find: Find) -> dict[str, list[str]]:
@@ -86,7 +93,7 @@ def _where(source: str, find: Find) -> dict[str, list[str]]:
                 f"encoder: '{source}' has neither {WEIGHTS} nor {INDEX}; weights in other formats are not read"
             )
         return {WEIGHTS: []}
-    weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    weight_map: dict[str, str] = _read_json(index).get("weight_map", {})
     files: dict[str, list[str]] = {}
     for name in _of_tower(weight_map):
         files.setdefault(weight_map[name], []).append(name)
@@ -112,13 +119,14 @@ def _finder(source: str) -> Find:
 
     def fetch(name: str) -> Path | None:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             return Path(hf_hub_download(source, name))
-        except (OSError, ValueError) as error:  # first: offline, a missing file is also an EntryNotFoundError
+        except (OSError, ValueError, EntryNotFoundError) as error:
+            # the hub's own "no such file" is an OSError too; without a connection nothing is known about the file
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
             raise ValueError(f"encoder: cannot load '{source}' (a folder or a hub name): {error}") from error
-        except EntryNotFoundError:
-            return None
 
     return fetch

@@ -349,7 +349,7 @@ class _Judge:
     def __init__(self, reference: Logits, limit: Limit) -> None:
         self.reference = reference
         finite = [row[row.isfinite()].abs() for rows in reference for row in rows]
-        self.largest = float(torch.cat(finite).max())
+        self.largest = float(torch.cat([torch.zeros(1), *finite]).max())  # without a finite one nothing passes
         self._limit = limit
 
     def decoded(self, way: str, found: ForcedRows) -> Comparison:

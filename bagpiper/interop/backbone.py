@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def export_backbone(
         write_shards(made, STEM, specs, lambda n: chunks_of([tensors[names[n]]], specs[n].dtype), advance=advance)
         _write_index(made, specs)
         hf_config.architectures = [class_name]
-        hf_config.dtype = next(iter(specs.values())).dtype
+        # what transformers loads all tensors in: none must be rounded
+        hf_config.dtype = reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
         hf_config.save_pretrained(made)
         TextTokenizer.load(folder / TOKENIZER).save(made)
         write_text(made / "tokenizer_config.json", json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")

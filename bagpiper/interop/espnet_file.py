@@ -119,7 +119,7 @@ def write_checkpoint(
         write_text(notes, "{}")
     places = _places(path)
     advance(sum(specs[name].num_bytes for name in sums))
-    with path.open("r+b", buffering=0) as file:
+    with path.open("r+b") as file:  # raw files may write less
         unsaved = 0
         for name, spec in specs.items():
             if name in sums:
@@ -133,6 +133,7 @@ def write_checkpoint(
             sums[name] = found
             unsaved += spec.num_bytes
             if unsaved > _SYNC_BYTES:
+                file.flush()
                 sync(path)
                 write_text(notes, json.dumps(sums))
                 unsaved = 0
@@ -147,6 +148,7 @@ def _lay_out(path: Path, specs: Specs) -> None:
     with FakeTensorMode(), torch.serialization.skip_data(materialize_fake_tensors=True):
         module = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
         torch.save({"module": module}, path)
+    sync(path)
 
 
 def _places(path: Path) -> dict[str, int]:

@@ -54,7 +54,7 @@ def _of_row(row: Any) -> Iterator[str]:
     if not isinstance(row, dict):
         return
     for turn in row.get("messages") or []:
-        if isinstance(turn, list) and len(turn) == 3 and turn[:2] == ["system", "text"]:
+        if isinstance(turn, list) and len(turn) == 3 and turn[:2] == ["system", "text"] and isinstance(turn[2], str):
             yield turn[2]
         elif isinstance(turn, dict) and turn.get("role") == "system":
             content = turn.get("content")

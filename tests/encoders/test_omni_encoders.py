@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isolation import DISTURBANCES, check_isolation
@@ -328,7 +329,8 @@ def test_only_shards_of_the_tower_are_fetched_from_a_hub(tmp_path: Path, monkeyp
         fetched.append(name)
         path = tmp_path / repository.removeprefix("qwen/") / name
         if not path.is_file():
-            raise EntryNotFoundError(name)
+            response = SimpleNamespace(headers={}, request=None)  # what a 404 of the hub is raised with
+            raise RemoteEntryNotFoundError(name, response=response)
         return str(path)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
@@ -344,6 +346,13 @@ def test_only_shards_of_the_tower_are_fetched_from_a_hub(tmp_path: Path, monkeyp
     assert torch.equal(loaded([wave])[0], original([wave])[0])
     with pytest.raises(ValueError, match="'qwen/nothing'.*has no config.json"):
         build("encoder", Qwen3OmniConfig(source="qwen/nothing"))
+
+    def offline(repository: str, name: str) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(ValueError, match="cannot load 'qwen/tower'.*no connection"):
+        build("encoder", Qwen3OmniConfig(source="qwen/tower"))
 
 
 def test_wrong_configs_are_refused() -> None:
@@ -391,11 +400,17 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ValueError, match="missing, unknown or of another shape than its config says: proj2.bias"):
         load(folder)
+    index.write_text('{"weight_map": {')
+    with pytest.raises(ValueError, match="model.safetensors.index.json: not JSON"):
+        load(folder)
     index.unlink()
     with pytest.raises(ValueError, match="neither model.safetensors nor model.safetensors.index.json"):
         load(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
     with pytest.raises(ValueError, match="describes no audio tower"):
+        load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="config.json: not a JSON object"):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="has no config.json"):

@@ -14,9 +14,9 @@ import pytest
 import soundfile
 import torch
 from tiny import TEXTS, noise, tiny_codec, tiny_settings
+from tiny_codecs import tiny
 
 from bagpiper import registry
-from bagpiper.codecs.configs import EncodecConfig
 from bagpiper.component import Codec
 from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.data.audio import probe_clip
@@ -41,16 +41,12 @@ HEADS = {
     "per_codebook": ParallelConfig(audio_softmax="per_codebook"),
     "depth": DepthConfig(width=16, layers=2, heads=2),
 }
-ENCODEC = EncodecConfig(
-    source=None, num_codebooks=4, codebook_size=16, config={"num_filters": 4, "hidden_size": 8, "num_lstm_layers": 1}
-)
 LORA = LoraSettings(rank=4)
 
 
 @cache
 def codec_of(name: str) -> Codec:
-    torch.manual_seed(0)
-    return registry.build("codec", ENCODEC) if name == "encodec" else tiny_codec(tiny_settings().codec)
+    return tiny_codec(tiny_settings().codec) if name == "rvq" else tiny(name)
 
 
 @cache
@@ -154,7 +150,21 @@ CASES += [
     ("depth", "encodec", "parallel"),
     ("joint", "encodec", "flatten"),
     ("per_codebook", "encodec", "coarse_first"),
+    ("joint", "xcodec", "delay"),
+    ("depth", "xcodec", "parallel"),
+    ("per_codebook", "dac", "delay"),
+    ("depth", "dac", "parallel"),
+    ("joint", "mimi", "flatten"),
+    ("depth", "mimi", "delay"),
 ]
+
+
+def test_everything_that_ships_is_a_case() -> None:
+    heads, codecs, patterns = (set(column) for column in zip(*CASES, strict=True))
+    assert {registry.name_of("head", HEADS[head]) for head in heads} == set(registry.names("head"))
+    assert codecs == set(registry.names("codec"))
+    assert patterns == set(PATTERNS)
+    assert heads == set(HEADS)
 
 
 @pytest.mark.parametrize(("head", "codec", "pattern"), CASES)
@@ -332,6 +342,15 @@ def test_no_odd_number_passes(value: float) -> None:
     rows[1][0, 0] = value
     assert not judge.forward(STEP, [rows]).passed
     assert not judge.forward(STEP, [rows[:1]]).passed
+
+
+def test_a_model_that_has_diverged_fails(check: Checker) -> None:
+    model = build()
+    with torch.no_grad():
+        model.llm.model.norm.weight.fill_(float("nan"))
+    report = check(model)
+    assert failed(report) == [STEP, BATCH, RELOADED]
+    assert json.dumps(report.as_json())
 
 
 def test_skipped_ways_are_told_and_do_not_fail() -> None:

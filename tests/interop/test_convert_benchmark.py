@@ -19,6 +19,7 @@ def test_memory_stays_small_and_every_bit_comes_back(tmp_path):
     rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert done.returncode in (0, 1), done.stderr
     timed = {name for name in rows if "time against" in name}
-    assert len(timed) == 2
+    assert len(timed) == 4
+    assert rows["checkpoint"]["value"] == pytest.approx(0.4, rel=0.05)
     assert all(row["holds"] for name, row in rows.items() if name not in timed), rows
     assert not list(tmp_path.iterdir())

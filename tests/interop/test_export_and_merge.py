@@ -111,6 +111,19 @@ def test_backbone_is_a_model_of_transformers_with_its_own_ids(imported, tmp_path
     assert "stream embeddings" in (tmp_path / "llm" / "README.md").read_text()
 
 
+def test_backbone_loads_in_the_widest_dtype_that_it_holds(tmp_path):
+    """transformers loads all tensors in the dtype that the config names; one of the first tensor would round others."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model()
+    model.input_rows.bfloat16()
+    save_model(model, tmp_path / "m", generation=GENERATION)
+    export_backbone(tmp_path / "m", tmp_path / "llm")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "llm", dtype="auto")
+    assert torch.equal(loaded.model.layers[0].mlp.up_proj.weight, model.llm.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(loaded.get_input_embeddings().weight, model.input_rows.text.float())
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_backbone_of_several_files(tmp_path, monkeypatch, tied):
     from transformers import AutoModelForCausalLM

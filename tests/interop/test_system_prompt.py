@@ -45,7 +45,7 @@ def test_the_published_one_wins_and_two_others_are_refused(tmp_path, monkeypatch
     monkeypatch.setattr(system_prompt, "OFFICIAL_MD5", hashlib.md5(PROMPT.encode()).hexdigest())
     assert find_system_prompt(path) == PROMPT
     with pytest.raises(UserError, match="no row has a system message"):
-        path.write_text('{"messages": [["user", "text", "hi"]]}\n')
+        path.write_text('{"messages": [["system", "text", null], ["user", "text", "hi"]]}\n')
         find_system_prompt(path)
 
 
