@@ -446,8 +446,8 @@ def test_summary_of_the_quickstart() -> None:
     summary = dict(summarise(load_recipe("quickstart")))
     assert "25 encoder states/s of width 192" in summary["hears"]
     assert "12.5 rows/s of audio in" in summary["hears"]
-    assert "25 code frames/s x 4 codebooks of 256" in summary["speaks"]
-    assert "25.3 rows/s of audio out" in summary["speaks"]
+    assert "25 code frames/s x 3 codebooks of 256" in summary["speaks"]
+    assert "25.2 rows/s of audio out" in summary["speaks"]
     assert summary["trains"].endswith("frozen: codec")
 
 
