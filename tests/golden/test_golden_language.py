@@ -64,8 +64,47 @@ def test_packs(official):
         waves = [[np.zeros(1, dtype=np.float32)] * len(grid.slots) for grid in grids]
         batch = collate(grids, waves, keys, audio_start=official.vocabulary.audio_start, pad_to=length)
         assert np.array_equal(batch.positions.numpy(), official.preprocess[f"pack/{name}/position_ids"][0])
-        assert np.array_equal(batch.spans.cu_seqlens.numpy(), official.preprocess[f"pack/{name}/cu_seq_lens_q"])
+        for side in ("q", "k"):
+            cumulative = official.preprocess[f"pack/{name}/cu_seq_lens_{side}"]
+            assert np.array_equal(batch.spans.cu_seqlens.numpy(), cumulative)
+        heard = [[0, start, length] for start, length in batch.slots]
+        spoken = [[0, *run] for run in _audio_rows(batch.ids.numpy(), official.vocabulary.audio_start)]
+        _same_clips(official, f"pack/{name}", heard, spoken)
         assert np.array_equal(batch.weights.numpy(), official.preprocess[f"pack/{name}/loss_masks"][0])
         text_rows = official.preprocess[f"pack/{name}/seqs"][0]
         written = text_rows.any(-1)
         assert np.array_equal(batch.ids.numpy()[written], text_rows[written])
+
+
+def test_padded_batches(official):
+    """The official bucket batches: our grids beside one another, padded on the right."""
+    for name, layout in json.loads((official.folder / "preprocess.json").read_text())["bucket"].items():
+        grids: list[TokenGrid] = [official.grid(key) for key in layout["examples"]]
+        rows = official.preprocess[f"bucket/{name}/seqs"]
+        masks = official.preprocess[f"bucket/{name}/loss_masks"]
+        assert rows.shape[:2] == (len(grids), max(len(grid) for grid in grids))
+        heard, spoken = [], []
+        for number, grid in enumerate(grids):
+            written = rows[number].any(-1)  # clips are written in later
+            assert np.array_equal(grid.ids[written[: len(grid)]], rows[number][written])
+            assert not rows[number, len(grid) :].any()
+            assert np.array_equal(grid.weights, masks[number, : len(grid)])
+            assert not masks[number, len(grid) :].any()
+            heard += [[number, slot.start, slot.length] for slot in grid.slots]
+            spoken += [[number, *run] for run in _audio_rows(grid.ids, official.vocabulary.audio_start)]
+        _same_clips(official, f"bucket/{name}", heard, spoken)
+
+
+def _audio_rows(ids, audio_start):
+    """First row and number of rows of every run of codes."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], ids[:, 0] >= audio_start, [False]])))
+    return [[int(start), int(stop - start)] for start, stop in edges.reshape(-1, 2)]
+
+
+def _same_clips(official, where, heard, spoken):
+    """Compare where clips lie (batch row, first row, rows) with the official indices."""
+    for kind, ours in (("continuous_audio", heard), ("discrete_audio", spoken)):
+        key = f"{where}/{kind}_indices"
+        golden = official.preprocess[key].tolist() if key in official.preprocess.files else []
+        assert ours == golden, key
+        assert len(golden) == (len(official.preprocess[f"{where}/{kind}_lengths"]) if golden else 0)

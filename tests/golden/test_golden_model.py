@@ -105,6 +105,9 @@ def test_forward(official):
         assert error(logits.logsumexp(-1), golden["lse"]) < 2e-4, name
         assert error(logits[:, 1:, official.vocabulary.audio_start :].logsumexp(-1), golden["lse_mm"]) < 2e-4
         assert np.array_equal(logits.argmax(-1).numpy(), golden["top5_ids"][..., 0]), name
+        assert error(logits.topk(golden["top5_values"].shape[-1]).values, golden["top5_values"]) < 2e-4, name
+        following = logits[:-1].gather(-1, batch.ids[1:, :, None])[..., 0]
+        assert error(following, golden["target_logits"]) < 2e-4, name
         assert batch.num_targets == info["count"], name
         assert float(total) == pytest.approx(info["loss_sum"], rel=1e-5), name
         correct = metrics["accuracy/text"][0] + metrics["accuracy/codebook0"][0]
