@@ -61,7 +61,10 @@ class MuonWithAdamW(Optimizer):
         matrices = sorted((p for p in group["params"] if p.grad is not None), key=lambda p: tuple(p.shape))
         for shape, chosen in groupby(matrices, key=lambda p: tuple(p.shape)):
             same = list(chosen)
-            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+            for matrix in same:
+                if "momentum" not in self.state[matrix]:
+                    self.state[matrix]["momentum"] = torch.zeros_like(matrix)
+            momenta = [self.state[matrix]["momentum"] for matrix in same]
             gradients = [p.grad for p in same]
             torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
             updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM)))
