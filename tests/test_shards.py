@@ -1,6 +1,7 @@
 """Tensors in files of bounded size."""
 
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -86,17 +87,22 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         map_tensors(tmp_path, "w")
 
 
-@pytest.fixture
-def room_for():
-    """Files of this process get no longer: as on a full disk, a write is cut short and only the next one fails."""
+@contextmanager
+def room_for(count):
+    """Files of this process get no longer: as on a full disk, a write is cut short and only the next one fails.
+
+    For the write alone: pytest's own report may be a longer file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda count: resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_disk_that_is_full_at_the_last_chunk_is_noticed(tmp_path, room_for):
+def test_a_disk_that_is_full_at_the_last_chunk_is_noticed(tmp_path):
     (path,) = write(tmp_path / "whole", tensors())
-    room_for(path.stat().st_size - 1)
-    with pytest.raises(OSError, match="too large"):
+    with pytest.raises(OSError, match="too large"), room_for(path.stat().st_size - 1):
         write(tmp_path / "cut", tensors())
     assert not list((tmp_path / "cut").iterdir())
