@@ -287,8 +287,9 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, shared_parts, monkeypatch)
 
     def step(self, batch, batch_idx):
         if batch_idx == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            # not os.kill, which may reach another thread, where two signals become one
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Bagpiper, "training_step", step)
