@@ -15,6 +15,7 @@ from bagpiper.component import Adaptor, Codec, Component, Encoder, Head
 from bagpiper.conversation import Template
 from bagpiper.llms.cache import KeyValueCache
 from bagpiper.meter import Meter
+from bagpiper.ops.kernel_caches import limit_kernel_caches
 from bagpiper.patterns import get_pattern
 from bagpiper.rows import FROM_NOTHING_STD, INIT_STD, TokenRows
 from bagpiper.settings import ModelSettings
@@ -73,6 +74,7 @@ class Bagpiper(LightningModule):
         head: Head,
     ) -> None:
         super().__init__()
+        limit_kernel_caches()
         self.settings = settings
         self.tokenizer = tokenizer
         self.encoder, self.adaptor, self.llm, self.codec, self.head = encoder, adaptor, llm, codec, head
