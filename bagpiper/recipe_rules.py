@@ -256,6 +256,9 @@ def _files(recipe: Recipe) -> Iterator[Clash]:
         for index, source in enumerate(getattr(recipe.data, field)):
             if source.path and not Path(source.path).expanduser().is_file():
                 yield Clash((("data", field, index, "path"),), f"no such file: '{source.path}' (from {Path.cwd()})")
+    made = recipe.data.soundscapes
+    if made and made.speech and not recipe.data.sources and find_spec("hibari") is None:
+        yield _clash("spoken sentences need a package: pip install 'bagpiper[speech]'", "data.soundscapes.speech")
     for index, clip in enumerate(recipe.listening.clips):
         if not Path(clip).expanduser().is_file():
             yield Clash((("listening", "clips", index),), f"no such file: '{clip}' (from {Path.cwd()})")

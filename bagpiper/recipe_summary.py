@@ -69,7 +69,7 @@ def _data(recipe: Recipe) -> str:
         text = f"{len(data.sources)} file{'s' if len(data.sources) > 1 else ''}"
     else:
         assert scapes is not None
-        text = f"{scapes.train} soundscapes ({scapes.variety})"
+        text = f"{scapes.train} soundscapes ({scapes.variety}{', with speech' if scapes.speech else ''})"
     return f"{text}, packs of {data.token_budget} rows, clips up to {data.max_seconds:g} s"
 
 

@@ -57,6 +57,7 @@ class SoundscapesSettings:
     Attributes:
         train, valid, test: number of clips of each split.
         variety: ``quick`` (1 or 2 sounds) or ``long`` (up to 3, richer mixtures).
+        speech: one more kind of sound, a voice that says one of twelve sentences (extra ``speech``).
         seed: of the corpus; independent of the run's seed.
         folder: where it is written; null means ``<run_dir>/corpus``.
     """
@@ -65,6 +66,7 @@ class SoundscapesSettings:
     valid: int = 100
     test: int = 300
     variety: Literal["quick", "long"] = "quick"
+    speech: bool = False
     seed: int = 7
     folder: str | None = None
 

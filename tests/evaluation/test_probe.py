@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_voice import FakeVoice
 from rich.console import Console
 
 from bagpiper.codecs.configs import CodecConfig
@@ -153,6 +154,20 @@ def test_sounds_are_judged_by_their_samples(monkeypatch: pytest.MonkeyPatch, mod
     silent = run_probe(monkeypatch, model, corpus, Oracle(corpus, sound=np.zeros_like))
     assert silent["audio_to_caption"]["value"] == 1
     assert silent["caption_to_audio"]["facts"]["kind"]["value"] == 0
+
+
+def test_words_are_found_in_a_corpus_with_speech(monkeypatch: pytest.MonkeyPatch, model: Any, tmp_path: Path) -> None:
+    """The corpus brings what it is compared with: no voice is needed here."""
+    folder = tmp_path / "corpus"
+    make_corpus(folder, 0, 0, CLIPS, seed=7, voice=FakeVoice())
+    said = [item for item in read_items(folder, "test", 0) if '"' in item.caption]
+    assert said
+    result = run_probe(monkeypatch, model, folder, Oracle(folder))
+    for name in ("audio_to_caption", "caption_to_audio"):
+        assert result[name]["facts"]["words"]["value"] == 1
+    (folder / "voice" / "pass-the-salt-0.flac").unlink()
+    with pytest.raises(UserError, match="pass-the-salt-0.flac is missing: remove the corpus"):
+        run_probe(monkeypatch, model, folder, Oracle(folder))
 
 
 def test_a_sound_too_short_to_be_heard_is_not_described(

@@ -13,6 +13,7 @@ from bagpiper.data.soundscapes.lexicon import (
     NOUNS,
     NUMBERS,
     QUALITY,
+    SAYING,
     TEXTURE,
 )
 
@@ -71,7 +72,10 @@ def write_caption(scene: Scene, rng: np.random.Generator, variety: str = "quick"
 
 
 def _phrase(event: Event, rng: np.random.Generator, with_texture: bool) -> str:
-    """Returns a noun phrase with every fact of an event, such as "a soft short organ note at C5"."""
+    """Returns a noun phrase with every fact of an event, such as "a soft short organ note at C5".
+
+    What is said comes last: 'a loud human voice saying "open the door"'.
+    """
     adjectives = [_pick(rng, LOUDNESS[event.loudness])]
     if event.length is not None:
         adjectives.append(_pick(rng, LENGTH[event.length]))
@@ -84,7 +88,8 @@ def _phrase(event: Event, rng: np.random.Generator, with_texture: bool) -> str:
     words = _counted(event, " ".join((*adjectives, noun)))
     at_pitch = f" at {event.pitch}" if event.pitch is not None else ""
     texture = f" ({_pick(rng, TEXTURE[event.kind])})" if with_texture else ""
-    return words + at_pitch + texture
+    said = f' {_pick(rng, SAYING)} "{event.words}"' if event.words is not None else ""
+    return words + at_pitch + texture + said
 
 
 def _counted(event: Event, words: str) -> str:

@@ -16,6 +16,7 @@ from bagpiper.data.soundscapes.captions import write_caption
 from bagpiper.data.soundscapes.facts import SAMPLE_RATE, check_variety, scene_to_json
 from bagpiper.data.soundscapes.render import render_scene
 from bagpiper.data.soundscapes.sampling import sample_scene_for
+from bagpiper.data.soundscapes.voice import FOLDER, Recordings, Voice
 
 SPLITS = ("train", "valid", "test")
 # Goes up whenever the same seed gives other clips or captions, so that an older corpus is not taken for this one.
@@ -32,6 +33,7 @@ def make_corpus(
     seed: int,
     variety: str = "quick",
     progress: Progress | None = None,
+    voice: Voice | None = None,
 ) -> None:
     """Writes a corpus, or leaves the folder alone if it already holds this very corpus.
 
@@ -46,6 +48,8 @@ def make_corpus(
         seed: Decides all clips.
         variety: "quick" or "long".
         progress: Called with the clips that are done and their total number after each clip.
+        voice: Speaks the sentences of a corpus with speech, whose recordings are kept beside the clips; None makes a
+            corpus without. What it says may differ in the last bits between machines, as speech models do.
 
     Raises:
         ValueError: A size is negative, the variety is unknown, or the folder holds something else.
@@ -57,7 +61,7 @@ def make_corpus(
             raise ValueError(f"num_{split} is {size}; give the number of clips, 0 or more")
     if seed < 0:
         raise ValueError(f"the seed of the corpus is {seed}; give a whole number, 0 or more")
-    settings = _settings(sizes, seed, variety)
+    settings = _settings(sizes, seed, variety, voice)
     folder = Path(folder)
     if _holds(folder, settings):
         return
@@ -65,7 +69,10 @@ def make_corpus(
     # Beside the target, so that the rename stays within one file system.
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_all(unfinished, sizes, seed, variety, progress)
+        recordings = Recordings.of(voice) if voice is not None else None
+        if recordings is not None:
+            recordings.save(unfinished / FOLDER)
+        _write_all(unfinished, sizes, seed, variety, recordings, progress)
         _write_text(unfinished / "corpus.json", json.dumps(settings, indent=2) + "\n")
         # mkdtemp makes folders that nobody else can read.
         unfinished.chmod(0o755)
@@ -74,7 +81,23 @@ def make_corpus(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def make_example(split: str, index: int, seed: int, variety: str) -> tuple[dict[str, Any], np.ndarray]:
+def read_recordings(folder: Path) -> Recordings | None:
+    """Reads what the voice of a corpus says, or returns None for a corpus without speech.
+
+    Args:
+        folder: What `make_corpus` wrote.
+
+    Raises:
+        ValueError: A recording is missing.
+    """
+    note = folder / "corpus.json"
+    name = json.loads(note.read_text(encoding="utf-8")).get("voice") if note.is_file() else None
+    return Recordings.load(folder / FOLDER, name) if name is not None else None
+
+
+def make_example(
+    split: str, index: int, seed: int, variety: str, recordings: Recordings | None = None
+) -> tuple[dict[str, Any], np.ndarray]:
     """Makes one clip and its manifest line.
 
     Args:
@@ -82,15 +105,16 @@ def make_example(split: str, index: int, seed: int, variety: str) -> tuple[dict[
         index: Number of the clip in its split.
         seed: Seed of the corpus.
         variety: "quick" or "long".
+        recordings: What a voice may say; None for a corpus without speech.
 
     Returns:
         The line as a dict, and the samples float32 [N] at 16 kHz.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     held_out = split == "test" or (split == "valid" and index % 2 == 1)
-    scene = sample_scene_for(rng, variety, held_out)
+    scene = sample_scene_for(rng, variety, held_out, speech=recordings is not None)
     caption = write_caption(scene, rng, variety)
-    samples = render_scene(scene, rng)
+    samples = render_scene(scene, rng, recordings)
     name = f"{split}_{index:06d}"
     line = {
         "id": name,
@@ -102,9 +126,9 @@ def make_example(split: str, index: int, seed: int, variety: str) -> tuple[dict[
     return line, samples
 
 
-def _settings(sizes: dict[str, int], seed: int, variety: str) -> dict[str, Any]:
+def _settings(sizes: dict[str, int], seed: int, variety: str, voice: Voice | None) -> dict[str, Any]:
     """Returns what `corpus.json` says; two corpora with the same settings are the same."""
-    return {
+    settings = {
         "corpus": "soundscapes",
         "version": CORPUS_VERSION,
         "seed": seed,
@@ -112,6 +136,7 @@ def _settings(sizes: dict[str, int], seed: int, variety: str) -> dict[str, Any]:
         "sizes": sizes,
         "sample_rate": SAMPLE_RATE,
     }
+    return settings if voice is None else settings | {"voice": voice.name}
 
 
 def _holds(folder: Path, settings: dict[str, Any]) -> bool:
@@ -134,9 +159,9 @@ def _holds(folder: Path, settings: dict[str, Any]) -> bool:
         return True
     known = present if isinstance(present, dict) else {}
     differences = ", ".join(
-        f"{key} is {known.get(key)!r} there but {value!r} here"
-        for key, value in settings.items()
-        if known.get(key) != value
+        f"{key} is {known.get(key)!r} there but {settings.get(key)!r} here"
+        for key in {**settings, **known}
+        if known.get(key) != settings.get(key)
     )
     raise ValueError(f"{folder} holds another corpus: {differences or 'its corpus.json differs'}; {way_out}")
 
@@ -150,7 +175,14 @@ def _put_in_place(unfinished: Path, folder: Path, settings: dict[str, Any]) -> N
             raise
 
 
-def _write_all(folder: Path, sizes: dict[str, int], seed: int, variety: str, progress: Progress | None) -> None:
+def _write_all(
+    folder: Path,
+    sizes: dict[str, int],
+    seed: int,
+    variety: str,
+    recordings: Recordings | None,
+    progress: Progress | None,
+) -> None:
     """Writes audio and manifests of all splits."""
     # Loaded here, so that scenes and captions can be made without the audio library.
     import soundfile
@@ -160,7 +192,7 @@ def _write_all(folder: Path, sizes: dict[str, int], seed: int, variety: str, pro
     for split, size in sizes.items():
         lines = []
         for index in range(size):
-            line, samples = make_example(split, index, seed, variety)
+            line, samples = make_example(split, index, seed, variety, recordings)
             soundfile.write(folder / line["audio"], samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             lines.append(json.dumps(line) + "\n")
             done += 1

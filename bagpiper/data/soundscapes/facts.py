@@ -38,6 +38,22 @@ BACKGROUNDS = tuple(BACKGROUND_DB)
 LENGTHS = tuple(LENGTH_SECONDS)
 QUALITIES = ("major", "minor")
 DIRECTIONS = ("rising", "falling")
+# What a voice may say: each told from the others by most of its sounds, 0.6 to 1 s long, and without any word that
+# states another fact.
+SENTENCES = (
+    "good morning",
+    "open the door",
+    "see you tomorrow",
+    "happy birthday",
+    "close your eyes",
+    "coffee is ready",
+    "pass the salt",
+    "welcome home",
+    "are you hungry",
+    "please sit down",
+    "call me later",
+    "my mother called",
+)
 ARRANGEMENTS = ("single", "sequence", "overlap")
 VARIETIES = ("quick", "long")
 
@@ -53,6 +69,7 @@ class KindInfo:
         quality: It is major or minor.
         direction: It rises or falls.
         bed: It may lie under other sounds for a whole clip.
+        spoken: It says one of `SENTENCES`. Such kinds occur only where speech is asked for.
     """
 
     pitched: bool = False
@@ -61,6 +78,7 @@ class KindInfo:
     quality: bool = False
     direction: bool = False
     bed: bool = False
+    spoken: bool = False
 
 
 KINDS: dict[str, KindInfo] = {
@@ -79,14 +97,17 @@ KINDS: dict[str, KindInfo] = {
     "knocks": KindInfo(counts=(1, 2, 3, 4)),
     "claps": KindInfo(counts=(1, 2, 3, 4)),
     "birds": KindInfo(counts=(1, 2, 3, 4)),
+    "voice": KindInfo(spoken=True),
 }
 
+SPOKEN_KINDS = tuple(kind for kind, info in KINDS.items() if info.spoken)
+# Without speech; `kinds_of` adds it.
 VARIETY_KINDS: dict[str, tuple[str, ...]] = {
-    "quick": tuple(kind for kind in KINDS if kind not in ("organ", "chord", "rumble")),
-    "long": tuple(KINDS),
+    "quick": tuple(kind for kind in KINDS if kind not in ("organ", "chord", "rumble", *SPOKEN_KINDS)),
+    "long": tuple(kind for kind in KINDS if kind not in SPOKEN_KINDS),
 }
 
-EVENT_FACTS = ("kind", "loudness", "pitch", "count", "length", "quality", "direction")
+EVENT_FACTS = ("kind", "loudness", "pitch", "count", "length", "quality", "direction", "words")
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,7 @@ class Event:
     length: str | None = None
     quality: str | None = None
     direction: str | None = None
+    words: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +148,16 @@ def check_variety(variety: str) -> None:
         raise ValueError(f"unknown variety of soundscapes {variety!r}; choose one of {', '.join(VARIETIES)}")
 
 
+def kinds_of(variety: str, speech: bool) -> tuple[str, ...]:
+    """Returns the kinds that scenes of a variety may hold.
+
+    Raises:
+        ValueError: There is no such variety.
+    """
+    check_variety(variety)
+    return VARIETY_KINDS[variety] + (SPOKEN_KINDS if speech else ())
+
+
 def allowed_values(kind: str, is_bed: bool = False) -> dict[str, tuple[Any, ...]]:
     """Returns the values that each fact of an event of this kind may take.
 
@@ -145,6 +177,8 @@ def allowed_values(kind: str, is_bed: bool = False) -> dict[str, tuple[Any, ...]
         values["quality"] = QUALITIES
     if info.direction:
         values["direction"] = DIRECTIONS
+    if info.spoken:
+        values["words"] = SENTENCES
     return values
 
 

@@ -19,12 +19,15 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "knocks": (("knock", "knocks"), ("wooden knock", "wooden knocks")),
     "claps": (("clap", "claps"), ("hand clap", "hand claps")),
     "birds": (("bird call", "bird calls"), ("bird cry", "bird cries")),
+    "voice": (("human voice", "human voices"), ("speaking voice", "speaking voices")),
 }
 LOUDNESS: dict[str, tuple[str, ...]] = {
     "soft": ("soft", "quiet"),
     "moderate": ("moderate", "medium"),
     "loud": ("loud", "strong"),
 }
+# Before the words that a voice says, which stand in quotation marks.
+SAYING = ("saying", "that says")
 LENGTH: dict[str, tuple[str, ...]] = {"short": ("short", "brief"), "long": ("long", "lengthy")}
 DIRECTION: dict[str, tuple[str, ...]] = {"rising": ("rising", "climbing"), "falling": ("falling", "descending")}
 QUALITY: dict[str, tuple[str, ...]] = {"major": ("major",), "minor": ("minor",)}
@@ -55,4 +58,5 @@ TEXTURE: dict[str, tuple[str, ...]] = {
     "knocks": ("dull like on a door", "hard and dry"),
     "claps": ("sharp and dry", "crisp and sharp"),
     "birds": ("high and sweet", "high and whistling"),
+    "voice": ("clear and calm", "plain and clear"),
 }

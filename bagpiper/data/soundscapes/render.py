@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from bagpiper.data.soundscapes.facts import BACKGROUND_DB, GRID_SECONDS, LOUDNESS_DB, SAMPLE_RATE, Event, Scene
 from bagpiper.data.soundscapes.sounds import Samples, make_sound
+from bagpiper.data.soundscapes.voice import Recordings
 
 _GRID = int(GRID_SECONDS * SAMPLE_RATE)
 # Background alone at both ends and between the sounds of a sequence, so that it can be heard, and so that a pause
@@ -21,36 +22,37 @@ _SHORTEST_CLIP = 0.8
 _LEVEL_WINDOW = int(0.05 * SAMPLE_RATE)
 
 
-def render_scene(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
+def render_scene(scene: Scene, rng: np.random.Generator, recordings: Recordings | None = None) -> NDArray[np.float32]:
     """Renders a scene.
 
     Args:
         scene: What to render.
         rng: Source of every small variation; the same state gives the same samples.
+        recordings: What a voice says; needed if the scene has one.
 
     Returns:
         Samples float32 [N] at 16 kHz, within -1..1.
     """
     if scene.arrangement == "overlap":
-        top = _in_a_row(scene.events[1:], rng)
+        top = _in_a_row(scene.events[1:], rng, recordings)
         bed = make_sound(scene.events[0], rng, (len(top) + 2 * _BED_ALONE) / SAMPLE_RATE)
         sound = _at_loudness(bed, scene.events[0].loudness)
         sound[_BED_ALONE : _BED_ALONE + len(top)] += top
     else:
-        sound = _in_a_row(scene.events, rng)
+        sound = _in_a_row(scene.events, rng, recordings)
     total = max(len(sound) + 2 * _MARGIN, int(_SHORTEST_CLIP * SAMPLE_RATE))
     clip = _background(scene.background, total, rng)
     clip[_MARGIN : _MARGIN + len(sound)] += sound
     return np.clip(clip, -0.999, 0.999).astype(np.float32)
 
 
-def _in_a_row(events: tuple[Event, ...], rng: np.random.Generator) -> Samples:
+def _in_a_row(events: tuple[Event, ...], rng: np.random.Generator, recordings: Recordings | None) -> Samples:
     """Renders events one after the other with pauses between them."""
     parts: list[Samples] = []
     for event in events:
         if parts:
             parts.append(np.zeros(_PAUSE))
-        sound = _at_loudness(make_sound(event, rng), event.loudness)
+        sound = _at_loudness(make_sound(event, rng, recordings=recordings), event.loudness)
         parts += [sound, np.zeros(-len(sound) % _GRID)]
     return np.concatenate(parts)
 

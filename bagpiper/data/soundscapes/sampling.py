@@ -12,11 +12,10 @@ from bagpiper.data.soundscapes.facts import (
     ARRANGEMENTS,
     BACKGROUNDS,
     KINDS,
-    VARIETY_KINDS,
     Event,
     Scene,
     allowed_values,
-    check_variety,
+    kinds_of,
 )
 
 # How often each arrangement is drawn.
@@ -33,17 +32,17 @@ _PAIR_HOLD_OUT = 11
 _HOLD_OUT_SALT = 3560
 
 
-def sample_scene(rng: np.random.Generator, variety: str = "quick") -> Scene:
+def sample_scene(rng: np.random.Generator, variety: str = "quick", speech: bool = False) -> Scene:
     """Draws one scene; the facts are independent of one another wherever they can be.
 
     Args:
         rng: Source of all choices.
         variety: "quick" (one or two events, 12 kinds) or "long" (up to three).
+        speech: A spoken sentence may be among the sounds.
     """
-    check_variety(variety)
+    kinds = kinds_of(variety, speech)
     arrangement = ARRANGEMENTS[int(rng.choice(3, p=_ARRANGEMENT_SHARES[variety]))]
     background = _pick(rng, BACKGROUNDS)
-    kinds = VARIETY_KINDS[variety]
     if arrangement == "single":
         events: tuple[Event, ...] = (_sample_event(rng, _pick(rng, kinds)),)
     else:
@@ -56,13 +55,13 @@ def sample_scene(rng: np.random.Generator, variety: str = "quick") -> Scene:
 def is_held_out(scene: Scene) -> bool:
     """Says whether a scene may occur in `valid` and `test` only.
 
-    Held out are about one in twelve of the combinations of kind, loudness and pitch (or count, or length), such as a
-    loud bell at D5 or a soft short siren, at least one for every kind; and about one in ten of the ordered pairs of
-    kinds that follow each other or overlap. A scene that holds one of these is held out as a whole. Each value of
+    Held out are about one in twelve of the combinations of kind, loudness and pitch (or count, length or words), such
+    as a loud bell at D5 or a soft short siren, at least one for every kind; and about one in ten of the ordered pairs
+    of kinds that follow each other or overlap. A scene that holds one of these is held out as a whole. Each value of
     each single fact is still met in training.
     """
     for event in scene.events:
-        detail = event.pitch or event.count or event.length
+        detail = event.pitch or event.count or event.length or event.words
         # A bed of noise has its loudness alone, and that is no combination.
         if detail is not None and _stable_hash("event", event.kind, detail, event.loudness) % _EVENT_HOLD_OUT == 0:
             return True
@@ -73,10 +72,10 @@ def is_held_out(scene: Scene) -> bool:
     )
 
 
-def sample_scene_for(rng: np.random.Generator, variety: str, held_out: bool) -> Scene:
+def sample_scene_for(rng: np.random.Generator, variety: str, held_out: bool, speech: bool = False) -> Scene:
     """Draws scenes until one is, or is not, held out (about one in five is)."""
     while True:
-        scene = sample_scene(rng, variety)
+        scene = sample_scene(rng, variety, speech)
         if is_held_out(scene) == held_out:
             return scene
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bagpiper.data.soundscapes.facts import LENGTH_SECONDS, PITCHES, SAMPLE_RATE, Event
+from bagpiper.data.soundscapes.facts import KINDS, LENGTH_SECONDS, PITCHES, SAMPLE_RATE, Event
+from bagpiper.data.soundscapes.voice import TAKES, Recordings
 
 Samples = NDArray[np.float64]
 
@@ -28,17 +29,24 @@ _BELL = ((1.0, 1.0, 3.5), (2.76, 0.6, 5.0), (5.40, 0.4, 8.0))
 _CHORD = {"major": (0, 7, 16), "minor": (0, 7, 15)}
 
 
-def make_sound(event: Event, rng: np.random.Generator, seconds: float | None = None) -> Samples:
+def make_sound(
+    event: Event, rng: np.random.Generator, seconds: float | None = None, recordings: Recordings | None = None
+) -> Samples:
     """Synthesises one event.
 
     Args:
         event: What to make; its loudness is not applied here.
         rng: Source of phases, small detuning, timing and noise.
         seconds: Overrides the length (for a bed).
+        recordings: What a voice says; only a voice needs them.
 
     Returns:
         Samples [N] of arbitrary level.
     """
+    if KINDS[event.kind].spoken:
+        assert recordings is not None, "a scene with a voice is rendered with recordings"
+        assert event.words is not None
+        return recordings.samples[event.words, int(rng.integers(TAKES))]
     if seconds is not None or event.length is None:
         return _MAKERS[event.kind](event, rng, seconds or 0.0)
     sound = _MAKERS[event.kind](event, rng, LENGTH_SECONDS[event.length])

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagpiper.data.soundscapes.facts import KINDS, LENGTH_SECONDS, LOUDNESS_DB
+from bagpiper.data.soundscapes.voice import Recordings
 from bagpiper.evaluation.soundscapes.reference import reference
 from bagpiper.evaluation.soundscapes.spectral import (
     FRAMES_PER_SECOND,
@@ -22,6 +23,7 @@ from bagpiper.evaluation.soundscapes.spectral import (
     steady_level,
     to_working_rate,
 )
+from bagpiper.evaluation.soundscapes.words import Sentences, sentences_of
 
 # The softest sound lies at -37 dBFS and the loudest background at -54 dBFS.
 _HEARD_DB = -47.0
@@ -38,16 +40,18 @@ _OVER_BED_DB = 2.0
 _SPLIT_SECONDS = 0.5 * (LENGTH_SECONDS["short"] + LENGTH_SECONDS["long"])
 
 
-def analyse_audio(samples: NDArray, sample_rate: int) -> dict[str, Any]:
+def analyse_audio(samples: NDArray, sample_rate: int, recordings: Recordings | None = None) -> dict[str, Any]:
     """Measures the facts of a soundscape.
 
     Args:
         samples: Waveform [N] of any length; values that are not finite count as silence.
         sample_rate: Samples per second.
+        recordings: What a voice may say; without them no voice is looked for.
 
     Returns:
         The form of `scene_to_json`; silence or a very short clip has no events.
     """
+    sentences = sentences_of(recordings) if recordings is not None else None
     power = power_frames(to_working_rate(samples, sample_rate))
     levels = decibels(power.sum(axis=1))
     behind = _background_spectrum(power, levels)
@@ -63,12 +67,12 @@ def analyse_audio(samples: NDArray, sample_rate: int) -> dict[str, Any]:
         if bed is not None:
             overlap = True
             last_start = None
-            events.extend(_measure_overlap(power[start:stop], bed))
+            events.extend(_measure_overlap(power[start:stop], bed, sentences))
             continue
-        event = _measure_event(power[start:stop])
+        event = _measure_sound(power[start:stop], 2.0 * behind, _HEARD_DB, sentences)
         if last_start is not None and events[-1]["kind"] == event["kind"]:
             # No scene has a kind twice: these are repetitions, laid wider apart than they should be.
-            events[-1] = _measure_event(power[last_start:stop])
+            events[-1] = _measure_sound(power[last_start:stop], 2.0 * behind, _HEARD_DB, sentences)
         else:
             events.append(event)
             last_start = start
@@ -114,12 +118,13 @@ def _bed_spectrum(power: Array, levels: Array) -> Array | None:
     return 0.5 * (power[_EDGE].mean(axis=0) + power[::-1][_EDGE].mean(axis=0))
 
 
-def _measure_overlap(power: Array, bed: Array) -> list[dict[str, Any]]:
+def _measure_overlap(power: Array, bed: Array, sentences: Sentences | None) -> list[dict[str, Any]]:
     """Measures a bed, by the ends of the region, and then the sounds over it.
 
     Args:
         power: Spectra [T, 513] of the region.
         bed: The spectrum [513] of the bed alone.
+        sentences: What a voice over the bed may say.
     """
     ends = np.concatenate([power[_EDGE], power[::-1][_EDGE][::-1]])
     event = _measure_event(ends)
@@ -130,12 +135,20 @@ def _measure_overlap(power: Array, bed: Array) -> list[dict[str, Any]]:
     events = [event]
     for start, stop in runs(levels > threshold, _BRIDGE):
         if stop - start >= _SHORTEST_SOUND and levels[start:stop].max() > threshold + 4.0:
-            events.append(_measure_event(rest[start:stop]))
+            events.append(_measure_sound(rest[start:stop], 2.0 * bed, threshold, sentences))
     return events
 
 
+def _measure_sound(power: Array, under: Array, quietest: float, sentences: Sentences | None) -> dict[str, Any]:
+    """Measures one sound, which may be a spoken sentence if there are any; the arguments are those of `recognise`."""
+    spoken = sentences.recognise(power, under, quietest) if sentences is not None else None
+    if spoken is not None:
+        return {"kind": "voice", "loudness": spoken.loudness, "words": spoken.words}
+    return _measure_event(power)
+
+
 def _measure_event(power: Array) -> dict[str, Any]:
-    """Measures one sound.
+    """Measures one sound that is no voice.
 
     Args:
         power: Spectra [T, 513] of its frames, without what lies under it.

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from bagpiper.data.soundscapes import lexicon
-from bagpiper.data.soundscapes.facts import KINDS, PITCHES
+from bagpiper.data.soundscapes.facts import KINDS, PITCHES, SENTENCES
 
 _NOUN_KINDS = {form: kind for kind, nouns in lexicon.NOUNS.items() for pair in nouns for form in pair}
 _NOUN = re.compile(r"\b(" + "|".join(sorted(map(re.escape, _NOUN_KINDS), key=len, reverse=True)) + r")\b")
@@ -33,6 +33,8 @@ _EVENT_CUES = {
     "quality": _cues(lexicon.QUALITY),
     "direction": _cues(lexicon.DIRECTION),
 }
+# Quotation marks and what stands before them need not be right.
+_WORDS_CUES = _cues({sentence: (sentence,) for sentence in SENTENCES})
 _BACKGROUND_CUES = _cues(lexicon.BACKGROUND_CUES)
 
 
@@ -113,6 +115,9 @@ def _parse_event(kind: str, clause: str) -> dict[str, Any]:
     number = _NUMBER.search(clause)
     if number and KINDS[kind].counts:
         event["count"] = _NUMBER_VALUES[number.group(1)]
+    words = _first_value(_WORDS_CUES, clause) if KINDS[kind].spoken else None
+    if words is not None:
+        event["words"] = words
     return event
 
 

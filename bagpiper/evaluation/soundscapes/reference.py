@@ -7,7 +7,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from bagpiper.data.soundscapes.facts import DIRECTIONS, KINDS, LENGTHS, LOUDNESS_DB, PITCHES, QUALITIES, Event, Scene
+from bagpiper.data.soundscapes.facts import (
+    DIRECTIONS,
+    KINDS,
+    LENGTHS,
+    LOUDNESS_DB,
+    PITCHES,
+    QUALITIES,
+    SPOKEN_KINDS,
+    Event,
+    Scene,
+)
 from bagpiper.data.soundscapes.render import render_scene
 from bagpiper.evaluation.soundscapes.spectral import Array, decibels, features, power_frames, steady_level
 
@@ -44,7 +54,7 @@ def reference() -> Reference:
     classes = _classes()
     rng = np.random.default_rng(_SEED)
     means, centred = [], []
-    offsets: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    offsets: dict[str, list[float]] = {event.kind: [] for event in classes}
     for event in classes:
         count = _PER_PITCH if event.pitch is not None else _PER_KIND
         examples = [_example(event, index, rng) for index in range(count)]
@@ -65,6 +75,8 @@ def _classes() -> list[Event]:
     """Lists everything that the classifier tells apart."""
     classes = []
     for kind, info in KINDS.items():
+        if kind in SPOKEN_KINDS:
+            continue
         for pitch in PITCHES if info.pitched else (None,):
             for quality in QUALITIES if info.quality else (None,):
                 for direction in DIRECTIONS if info.direction else (None,):

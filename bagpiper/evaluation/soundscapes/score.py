@@ -20,12 +20,13 @@ FACT_KINDS = (
     "length",
     "quality",
     "direction",
+    "words",
     "background",
     "num_events",
     "overlap",
     "order",
 )
-_EVENT_FACTS = ("kind", "pitch", "count", "loudness", "length", "quality", "direction")
+_EVENT_FACTS = ("kind", "pitch", "count", "loudness", "length", "quality", "direction", "words")
 _MOST_EVENTS = 4
 
 

@@ -120,7 +120,13 @@ def _mel_filters() -> Array:
 
 
 _FILTERS = _mel_filters()
+_COARSE = _FILTERS.reshape(-1, 4, WINDOW // 2 + 1).sum(axis=1)
 _CENTRES = np.log2((_FILTERS @ (np.arange(WINDOW // 2 + 1) * RATE / WINDOW)) / _FILTERS.sum(axis=1))
+
+
+def coarse_bands(power: Array) -> Array:
+    """Returns the power of spectra [..., 513] in 22 bands [..., 22], about 130 Hz wide at the bottom."""
+    return power @ _COARSE.T
 
 
 def _slope(curve: Array) -> float:
