@@ -26,6 +26,8 @@ _KEY_TAG = "bagpiper.key"
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000
 """MLflow's own limits of one ``log_batch`` and of a parameter's value."""
 
+_LOCAL_PAGE = "http://127.0.0.1:5000"
+"""Where ``mlflow ui`` serves its page."""
 
 _Call = Callable[[], None]
 _Item = Row | threading.Event | _Call | None
@@ -56,6 +58,7 @@ class MlflowStore:
         self.uri = settings.uri or default_uri(run_dir)
         self.run_dir = run_dir
         self.run_id: str | None = None
+        self._experiment_id: str | None = None
         self._settings = settings
         self._run_name = settings.run_name or run_name
         self._params, self._tags = dict(params), dict(tags or {})
@@ -104,6 +107,19 @@ class MlflowStore:
             reason = self._first_error or f"{self.uri} does not answer"
             return f"MLflow: {self._lost + left} entries could not be stored ({reason}); metrics.jsonl has every row"
         return None
+
+    def page(self) -> str:
+        """How to see the run: an address, behind the command that serves it where there is no server.
+
+        MLflow's page opens in its view for language applications, which shows neither runs nor artifacts at first; the
+        address asks for the other view, and for the sounds and pictures.
+        """
+        is_server = self.uri.startswith(("http://", "https://"))
+        address = self.uri.rstrip("/") if is_server else _LOCAL_PAGE
+        if self.run_id is not None:
+            run = f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
+            address += f"/{run}/artifacts?workflowType=machine_learning"
+        return address if is_server else f"mlflow ui --backend-store-uri {self.uri}, then {address}"
 
     # -- the thread ---------------------------------------------------------------------------------------------
 
@@ -163,7 +179,7 @@ class MlflowStore:
             run = known[0] if known else client.create_run(experiment, run_name=self._run_name, tags=tags)
             record["run_id"] = run.info.run_id
             write_text(path, json.dumps({**record, "uri": self.uri, "experiment_id": experiment}))
-        self.run_id = record["run_id"]
+        self.run_id, self._experiment_id = record["run_id"], experiment
         run = client.get_run(self.run_id)
         client.update_run(self.run_id, status="RUNNING")
         for name in run.data.metrics:

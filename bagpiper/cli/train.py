@@ -114,5 +114,5 @@ def _show(finished: Finished, console: Console) -> None:
     say(f"\nrun: {finished.folder}")
     if finished.heard:
         say(f"sounds: {finished.folder / 'listening'}")
-    if finished.tracking:
-        say(f"MLflow page: mlflow ui --backend-store-uri {finished.tracking}")
+    if finished.page:
+        say(f"MLflow page: {finished.page}")

@@ -59,13 +59,13 @@ class Finished:
     Attributes:
         folder: the run folder; ``folder / "model"`` is the trained model.
         heard: answers to held-out examples, with their files.
-        tracking: the MLflow store's address, if there is one.
+        page: how to see the run in MLflow, if it is tracked.
         parity: of training, decoding and the exported model; None if they were not compared.
     """
 
     folder: Path
     heard: list[Heard]
-    tracking: str | None
+    page: str | None
     parity: ParityReport | None = None
 
 
@@ -311,7 +311,7 @@ def _fit(
         complaint = parts.store.close(status) if parts.store else None
         if complaint:
             console.print(complaint, style="yellow", highlight=False, soft_wrap=True)
-    return Finished(folder, heard, parts.store.uri if parts.store else None, parts.parity.report)
+    return Finished(folder, heard, parts.store.page() if parts.store else None, parts.parity.report)
 
 
 def _listen_at_the_end(recipe: Recipe, examples: Examples, model: Bagpiper, parts: _Parts) -> list[Heard]:

@@ -79,6 +79,32 @@ def test_a_changed_parameter_of_a_resumed_run_becomes_a_tag(run_dir):
     assert run.data.tags["resumed.seed"] == "2"
 
 
+def test_the_page_opens_at_the_sounds_of_the_run(run_dir):
+    """MLflow's page opens in a view that shows no runs; the address asks for the one that does."""
+    store = store_at(run_dir)
+    store.close("FINISHED")
+    _, run = the_run(run_dir)
+    where = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts?workflowType=machine_learning"
+    assert store.page() == (f"mlflow ui --backend-store-uri {default_uri(run_dir)}, then http://127.0.0.1:5000/{where}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "page"),
+    [
+        ("http://127.0.0.1:1/", "http://127.0.0.1:1"),
+        (
+            "sqlite:////proc/no/mlflow.db",
+            "mlflow ui --backend-store-uri sqlite:////proc/no/mlflow.db, then http://127.0.0.1:5000",
+        ),
+    ],
+)
+def test_the_page_of_a_store_that_does_not_answer(tmp_path, monkeypatch, uri, page):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = MlflowStore(tmp_path, TrackingSettings(uri=uri), run_name="x", params={})
+    assert store.close("FINISHED") is not None
+    assert store.page() == page
+
+
 def test_a_broken_store_is_reported_once_and_stops_nothing(tmp_path):
     settings = TrackingSettings(uri="sqlite:////proc/no/such/folder/mlflow.db")
     store = MlflowStore(tmp_path, settings, run_name="x", params={})
