@@ -152,7 +152,9 @@ class Pipeline:
         """
         settings = self._settings(plan[-1] if plan else None, options)
         conversations = [Conversation(f"request {n}", tuple(messages)) for n, messages in enumerate(requests, start=1)]
-        return generate(self.model, conversations, settings, seeds=[seed] * len(conversations), plan=plan)
+        answers = generate(self.model, conversations, settings, seeds=[seed] * len(conversations), plan=plan)
+        _tell_cuts(answers, settings)
+        return answers
 
     def _settings(self, modality: Modality | None, options: dict[str, Any]) -> GenerationSettings:
         given = {name: value for name, value in options.items() if value is not None}
@@ -167,6 +169,18 @@ class Pipeline:
         if modality == "text":
             return replace(self.generation, text=replace(self.generation.text, **given))
         return replace(self.generation, audio=replace(self.generation.audio, **given))
+
+
+def _tell_cuts(answers: Sequence[Answer], settings: GenerationSettings) -> None:
+    """Warn of answers that the model would have gone on with."""
+    for modality, limit in (("text", settings.text.max_rows), ("audio", settings.audio.max_rows)):
+        count = sum(modality in answer.cut for answer in answers)
+        if count:
+            warnings.warn(
+                f"{modality} of {count} of {len(answers)} answers stopped at the limit of {limit} rows, before the "
+                f"model ended it; max_rows{', or max_seconds,' if modality == 'audio' else ''} allows more",
+                stacklevel=3,
+            )
 
 
 def as_clip(clip: ClipLike) -> Clip:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ class Heard:
         prompt: what was asked.
         text: what the model wrote.
         wav, picture: the sound and its spectrogram, if it made one.
+        cut: whether it reached ``max_rows`` before the model ended it.
     """
 
     prompt: Prompt
     text: str
     wav: Path | None = None
     picture: Path | None = None
+    cut: bool = False
 
     @property
     def asked(self) -> str:
@@ -124,7 +126,7 @@ def listen(
         written = [_write(prompt, answers[prompt.name], temporary, model) for prompt in prompts]
         _write_index(written, temporary)
     return [
-        Heard(h.prompt, h.text, folder / h.wav.name if h.wav else None, folder / h.picture.name if h.picture else None)
+        replace(h, wav=folder / h.wav.name if h.wav else None, picture=folder / h.picture.name if h.picture else None)
         for h in written
     ]
 
@@ -132,13 +134,13 @@ def listen(
 def _write(prompt: Prompt, answer: Answer, folder: Path, model: Any) -> Heard:
     sounds = [segment.samples for segment in answer.segments if segment.samples is not None]
     if not sounds:
-        return Heard(prompt, answer.text)
+        return Heard(prompt, answer.text, cut=bool(answer.cut))
     samples = np.concatenate(sounds)
     rate = model.settings.codec.sample_rate
     wav, picture = folder / f"{prompt.name}.wav", folder / f"{prompt.name}.png"
     soundfile.write(wav, np.clip(samples, -1.0, 1.0), rate, subtype="PCM_16")
     write_spectrogram(picture, samples, rate)
-    return Heard(prompt, answer.text, wav, picture)
+    return Heard(prompt, answer.text, wav, picture, bool(answer.cut))
 
 
 def _write_index(heard: Sequence[Heard], folder: Path) -> None:
@@ -149,6 +151,7 @@ def _write_index(heard: Sequence[Heard], folder: Path) -> None:
             "answer": h.text,
             "wav": h.wav.name if h.wav else None,
             "truth": h.prompt.truth,
+            "stopped_at_max_rows": h.cut,
         }
         for h in heard
     ]
@@ -158,6 +161,8 @@ def _write_index(heard: Sequence[Heard], folder: Path) -> None:
         lines += [f"## {h.prompt.name}", "", *(f"> {part}" for part in h.asked.splitlines()), "", h.text, ""]
         if h.wav:
             lines += [f"![spectrogram]({h.prompt.name}.png) [{h.wav.name}]({h.wav.name})", ""]
+        if h.cut:
+            lines += ["*stopped at max_rows, before the model ended it*", ""]
         if h.prompt.truth:
             lines += [f"*the data says:* {h.prompt.truth}", ""]
     (folder / "answers.md").write_text("\n".join(lines), encoding="utf-8")

@@ -98,6 +98,14 @@ def test_max_seconds_bounds_sounds_only(piper: Pipeline, tones: list[np.ndarray]
         piper.describe((tones[0], RATE), max_seconds=1.0)
 
 
+def test_an_answer_that_was_cut_says_so(piper: Pipeline, tones: list[np.ndarray]) -> None:
+    """Nothing is cut in silence."""
+    with pytest.warns(UserWarning, match="audio of 2 of 2 answers stopped at the limit of 3 rows.* max_seconds"):
+        piper.render(["a bell", "rain"], max_rows=3)  # the model may not end before row 4
+    with pytest.warns(UserWarning, match="text of 1 of 1 answers stopped at the limit of 3 rows"):
+        piper.describe((tones[0], RATE), max_rows=3)
+
+
 def test_nothing_is_loaded_for_a_device_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="device 'abacus' is not here; present: auto,.* cpu"):
         api.load(tmp_path, device="abacus")

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bagpiper.callbacks.listening import Heard
     from bagpiper.settings import Recipe
     from bagpiper.training.run import Finished
 
@@ -108,11 +109,15 @@ def _show(finished: Finished, console: Console) -> None:
     told = [heard for heard in finished.heard if heard.wav is None]
     sounds = [heard for heard in finished.heard if heard.wav is not None]
     for heard in told:
-        say(f"\nheard {heard.asked}\n  {heard.text}")
+        say(f"\nheard {heard.asked}\n  {heard.text}{_cut(heard)}")
     for heard in sounds:
-        say(f"\nrendered {heard.wav}\n  {heard.asked}")
+        say(f"\nrendered {heard.wav}\n  {heard.asked}{_cut(heard)}")
     say(f"\nrun: {finished.folder}")
     if finished.heard:
         say(f"sounds: {finished.folder / 'listening'}")
     if finished.page:
         say(f"MLflow page: {finished.page}")
+
+
+def _cut(heard: Heard) -> str:
+    return " (stopped at max_rows, before the model ended it)" if heard.cut else ""

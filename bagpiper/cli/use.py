@@ -52,7 +52,8 @@ def describe(
     _check_files(clips)
     from bagpiper.api import load
 
-    texts = load(run, device).describe([*clips], temperature=temperature, top_k=top_k, seed=seed)
+    with _plain_warnings():
+        texts = load(run, device).describe([*clips], temperature=temperature, top_k=top_k, seed=seed)
     for clip, text in zip(clips, texts, strict=True):
         if as_json:
             typer.echo(json.dumps({"clip": str(clip), "text": text}, ensure_ascii=False))
@@ -101,7 +102,9 @@ def ask(
     _check_files([clip])
     from bagpiper.api import load
 
-    typer.echo(load(run, device).ask(clip, question, temperature=temperature, top_k=top_k, seed=seed))
+    with _plain_warnings():
+        answer = load(run, device).ask(clip, question, temperature=temperature, top_k=top_k, seed=seed)
+    typer.echo(answer)
 
 
 def evaluate(

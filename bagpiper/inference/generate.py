@@ -72,6 +72,11 @@ class Answer:
         parts = [segment.samples for segment in self.segments if segment.samples is not None]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
+    @property
+    def cut(self) -> tuple[Modality, ...]:
+        """Modalities of the segments that reached ``max_rows`` before the model ended them."""
+        return tuple(segment.modality for segment in self.segments if segment.stop == "max_rows")
+
 
 def generate(
     model: Bagpiper,

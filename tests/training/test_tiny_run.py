@@ -50,7 +50,10 @@ def test_listening_leaves_sound_picture_and_text(tiny_run):
     answers = json.loads((folder / "answers.json").read_text())
     assert [answer["name"] for answer in answers] == ["valid_text0", "valid_audio0"]
     assert all(answer["truth"] for answer in answers)
-    assert "valid_audio0.png" in (folder / "answers.md").read_text()
+    page = (folder / "answers.md").read_text()
+    assert "valid_audio0.png" in page
+    cut = [answer["stopped_at_max_rows"] for answer in answers]
+    assert any(cut) and page.count("stopped at max_rows") == sum(cut)  # nothing is cut in silence
 
 
 def test_training_ends_with_a_parity_check(tiny_run):

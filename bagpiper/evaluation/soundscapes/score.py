@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bagpiper.data.soundscapes.facts import EVENT_FACTS
+
 Facts = dict[str, Any]
 Tally = dict[str, tuple[int, int]]
 
@@ -26,7 +28,6 @@ FACT_KINDS = (
     "overlap",
     "order",
 )
-_EVENT_FACTS = ("kind", "pitch", "count", "loudness", "length", "quality", "direction", "words")
 _MOST_EVENTS = 4
 
 
@@ -50,7 +51,7 @@ def score(truth: Facts, found: Facts) -> Tally:
     matched = _best_match(true_events, found_events, in_order)
     tally: dict[str, list[int]] = {}
     for event, other in zip(true_events, matched, strict=True):
-        for fact in _EVENT_FACTS:
+        for fact in EVENT_FACTS:
             if fact in event:
                 _count(tally, fact, other is not None and other.get(fact) == event[fact])
     _count(tally, "background", found.get("background") == truth["background"])
@@ -111,7 +112,7 @@ def _points(true: Facts, found: Facts | None) -> int:
     """Says how well a found event fits a true one."""
     if found is None:
         return 0
-    return sum((6 if fact == "kind" else 1) for fact in _EVENT_FACTS if fact in true and found.get(fact) == true[fact])
+    return sum((6 if fact == "kind" else 1) for fact in EVENT_FACTS if fact in true and found.get(fact) == true[fact])
 
 
 def _order_is_right(true_events: list[Facts], found_events: list[Facts]) -> bool:
