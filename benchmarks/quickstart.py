@@ -2,20 +2,30 @@
 
     python benchmarks/quickstart.py [--recipe quickstart] [--run RUN_FOLDER] [key=value ...]
 
-With --run an existing, finished run is read instead (its times are left out).
+With --run an existing, finished run is read instead (the time of the whole command is left out). What the codec alone
+leaves of the facts, and the minutes that the steps took, stand beside the scores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import torch
 from rows import finish, row
+
+from bagpiper.codecs.rvq import RvqCodec
+from bagpiper.data.audio import read_clip
+from bagpiper.data.soundscapes.corpus import read_recordings
+from bagpiper.evaluation.soundscapes.analyse import analyse_audio
+from bagpiper.evaluation.soundscapes.score import score_many
+from bagpiper.recipe import load_recipe
 
 BARS = {"quickstart": (0.87, 0.75), "quickstart-long": (0.97, 0.90)}
 MINUTES = {"quickstart": 10.0, "quickstart-long": 45.0}
@@ -38,6 +48,11 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
         minutes = (time.monotonic() - start) / 60
         row(f"{arguments.recipe}: whole command", minutes, "min", MINUTES[arguments.recipe], "lower")
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        row(f"{arguments.recipe}: largest resident memory", peak, "GB")
+    row(f"{arguments.recipe}: steps of training", minutes_of_steps(run), "min")
+    for name, facts in codec_ceiling(run).items():
+        row(f"{arguments.recipe}: through the codec alone, {name}", facts, "share of facts")
     hears, speaks = BARS[arguments.recipe]
     scores = json.loads((run / "eval.json").read_text())
     for name, bar in (
@@ -52,6 +67,30 @@ def main() -> None:
             for fact, figures in scores[name]["facts"].items():
                 row(f"{arguments.recipe}: {name} {fact}", figures["score"], "chance-corrected share of facts")
     finish()
+
+
+def minutes_of_steps(run: Path) -> float:
+    """What the steps took, without validation, listening and checkpoints."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in rows if line["split"] == "train"]
+    recipe = load_recipe(str(run), ready=False)
+    # packs are 99 % full, so a step has the budget's rows
+    rows_of_a_step = recipe.data.token_budget * recipe.trainer.accumulate * recipe.trainer.devices
+    starts = [0, *(line["step"] for line in train[:-1])]
+    steps_per_rate = ((line["step"] - start) / line["speed/rows"] for start, line in zip(starts, train, strict=True))
+    return rows_of_a_step * sum(steps_per_rate) / 60
+
+
+def codec_ceiling(run: Path) -> dict[str, float]:
+    """Facts that are found in the test clips once they went through the run's codec; the best that a model can do."""
+    corpus = run / "corpus"
+    codec, recordings = RvqCodec.load(run / "codec.safetensors"), read_recordings(corpus)
+    items = [json.loads(line) for line in (corpus / "test.jsonl").read_text().splitlines()]
+    waves = [torch.from_numpy(read_clip(corpus / item["audio"], codec.config.sample_rate)) for item in items]
+    decoded = codec.decode(codec.encode(waves))
+    found = [analyse_audio(wave.numpy(), codec.config.sample_rate, recordings) for wave in decoded]
+    result = score_many([item["facts"] for item in items], found)
+    return {"all": result["value"], **{fact: figures["value"] for fact, figures in result["facts"].items()}}
 
 
 if __name__ == "__main__":
