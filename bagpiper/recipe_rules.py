@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bagpiper import registry
+from bagpiper.data.soundscapes.facts import VOICE_MISSING
 from bagpiper.heads.configs import DepthConfig
 from bagpiper.patterns import PATTERNS
 from bagpiper.recipe_source import Keys, suggest
@@ -258,7 +259,7 @@ def _files(recipe: Recipe) -> Iterator[Clash]:
                 yield Clash((("data", field, index, "path"),), f"no such file: '{source.path}' (from {Path.cwd()})")
     made = recipe.data.soundscapes
     if made and made.speech and not recipe.data.sources and find_spec("hibari") is None:
-        yield _clash("spoken sentences need a package: pip install 'bagpiper[speech]'", "data.soundscapes.speech")
+        yield _clash(VOICE_MISSING, "data.soundscapes.speech")
     for index, clip in enumerate(recipe.listening.clips):
         if not Path(clip).expanduser().is_file():
             yield Clash((("listening", "clips", index),), f"no such file: '{clip}' (from {Path.cwd()})")

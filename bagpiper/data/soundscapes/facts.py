@@ -54,6 +54,7 @@ SENTENCES = (
     "call me later",
     "my mother called",
 )
+VOICE_MISSING = "spoken sentences need a package: pip install 'bagpiper[speech]'"
 ARRANGEMENTS = ("single", "sequence", "overlap")
 VARIETIES = ("quick", "long")
 

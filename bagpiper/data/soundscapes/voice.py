@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bagpiper.data.soundscapes.facts import SAMPLE_RATE, SENTENCES
+from bagpiper.data.soundscapes.facts import SAMPLE_RATE, SENTENCES, VOICE_MISSING
 
 Samples = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ class HibariVoice:
         try:
             self.name = f"hibari-tts {version('hibari-tts')} {_HIBARI_VOICE}"
         except PackageNotFoundError:
-            raise ValueError("spoken sentences need a package: pip install 'bagpiper[speech]'") from None
+            raise ValueError(VOICE_MISSING) from None
 
     def speak(self, sentence: str, take: int) -> NDArray[np.float32]:
         """See `Voice.speak`."""
