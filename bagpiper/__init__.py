@@ -5,32 +5,35 @@ The names below load lazily, so that ``import bagpiper`` (and the command line) 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "load": "bagpiper.api",
-    "train": "bagpiper.api",
-    "describe": "bagpiper.api",
-    "render": "bagpiper.api",
-    "ask": "bagpiper.api",
-    "evaluate": "bagpiper.api",
-    "Bagpiper": "bagpiper.model",
-    "Conversation": "bagpiper.conversation",
-    "Vocabulary": "bagpiper.vocabulary",
-}
-__all__ = ["__version__", *_LAZY]
+_VERBS = ("load", "train", "describe", "render", "ask", "evaluate")
+__all__ = ["Bagpiper", "Conversation", "Vocabulary", "__version__", *_VERBS]
 
 if TYPE_CHECKING:
     from bagpiper.api import ask, describe, evaluate, load, render, train
-    from bagpiper.conversation import Conversation
+    from bagpiper.language.conversation import Conversation
+    from bagpiper.language.vocabulary import Vocabulary
     from bagpiper.model import Bagpiper
-    from bagpiper.vocabulary import Vocabulary
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in _VERBS:
+        from bagpiper import api
+
+        return getattr(api, name)
+    if name == "Bagpiper":
+        from bagpiper.model import Bagpiper
+
+        return Bagpiper
+    if name == "Conversation":
+        from bagpiper.language.conversation import Conversation
+
+        return Conversation
+    if name == "Vocabulary":
+        from bagpiper.language.vocabulary import Vocabulary
+
+        return Vocabulary
     raise AttributeError(f"module 'bagpiper' has no attribute {name!r}")

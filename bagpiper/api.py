@@ -1,4 +1,4 @@
-"""The Python API, with the names of the verbs: ``describe``, ``render``, ``ask``, ``evaluate``, ``train``, ``load``.
+"""The Python API, with the names of the verbs: ``load``, ``describe``, ``render``, ``ask``, ``train``...
 
 The functions load the model each time; ``load`` keeps it::
 
@@ -19,16 +19,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.errors import UserError
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
-from bagpiper.model_config import find_model, read_config
-from bagpiper.model_folder import generation_of, load_model, read_provenance
-from bagpiper.settings import GenerationSettings
+from bagpiper.language.conversation import Clip, Conversation, Message, Modality
+from bagpiper.recipe.model_config import find_model, read_config
+from bagpiper.recipe.settings import GenerationSettings
+from bagpiper.weights.model_folder import generation_of, load_model, lora_of, read_provenance
 
 if TYPE_CHECKING:
+    from lightning import Callback
+    from rich.console import Console
+
     from bagpiper.model import Bagpiper
+    from bagpiper.parity.report import ParityReport
 
 Sound: TypeAlias = tuple[NDArray[np.float32], int]
 """Samples ``[N]`` and their rate in Hz."""
@@ -232,11 +236,55 @@ def evaluate(run: str | Path, **options: Any) -> dict[str, Any]:
     return evaluate_run(Path(run), **options)
 
 
-def train(recipe: str | Path, **overrides: Any) -> Path:
-    """Train.
+def parity(run: str | Path, *, device: str | None = None, console: Console | None = None) -> ParityReport:
+    """Compare training, decoding and the exported model on a run's own weights and data, and write ``parity.json``.
+
+    Args:
+        run: the run folder.
+        device: auto, cpu, cuda or mps; None takes the recipe's.
+        console: where the table is printed; None is the standard output.
+
+    Raises:
+        UserError: not a run folder, no model in it, or no example to compare on.
+    """
+    from rich.console import Console
+
+    from bagpiper.parity.compare import check_parity, choose_examples, first_of_each, write_report
+    from bagpiper.recipe.load import load_recipe
+    from bagpiper.training.assemble import build_layout
+    from bagpiper.training.prepare import Examples, prepare_codes, prepare_examples
+
+    folder = Path(run)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml, which tells where the data is")
+    recipe = load_recipe(str(folder), ready=False)
+    recipe.run_dir = str(folder)
+    found, quiet = find_model(folder), Console(quiet=True)
+    examples = prepare_examples(recipe, folder, quiet)
+    chosen = choose_device(device or recipe.device)
+    model = load_model(found, chosen)
+    pool = Examples(first_of_each(examples.train), first_of_each(examples.valid), examples.ledger)
+    layout = build_layout(model, recipe.data, prepare_codes(recipe, folder, model.codec, pool, chosen, quiet))
+    report = check_parity(
+        model,
+        layout,
+        choose_examples(layout, examples.valid, examples.train),
+        generation=generation_of(found),
+        lora=lora_of(found),
+        precision=recipe.trainer.precision,
+        workspace=folder / ".tmp-parity",
+    )
+    write_report(report, folder)
+    (console or Console()).print(report.table())
+    return report
+
+
+def train(recipe: str | Path, callbacks: Sequence[Callback] = (), **overrides: Any) -> Path:
+    """Train, and evaluate at the end if the recipe says so.
 
     Args:
         recipe: a shipped recipe, or a YAML file.
+        callbacks: Lightning callbacks of your own; what they log goes where the run's metrics go.
         overrides: what to change, such as ``run_dir="runs/mine"`` or ``**{"trainer.max_steps": 100}``.
 
     Returns:
@@ -245,11 +293,8 @@ def train(recipe: str | Path, **overrides: Any) -> Path:
     Raises:
         UserError: something is wrong with recipe, data, folder or device.
     """
-    from bagpiper.recipe import load_recipe
-    from bagpiper.training.run import run
+    from bagpiper.recipe.load import load_recipe
+    from bagpiper.run import run
 
     loaded = load_recipe(str(recipe), [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()])
-    folder = run(loaded).folder
-    if loaded.eval.at_end:
-        evaluate(folder)
-    return folder
+    return run(loaded, callbacks=callbacks).folder

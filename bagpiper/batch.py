@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bagpiper.conversation import TokenGrid
+from bagpiper.language.conversation import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,21 @@ class Spans:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something that happened to an example on its way into a batch, for the ledger and the console.
+
+    Attributes:
+        source: the example's source.
+        what: name of the count.
+        text: in words; empty where another note tells it.
+    """
+
+    source: str
+    what: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch.
 
@@ -44,6 +59,7 @@ class Batch:
         keys: ids of the examples.
         num_targets: target frames (spec section 5); what the loss is normalised by, summed over a step.
         num_text, num_frames, seconds: target text tokens, target audio frames, seconds of audio in or out.
+        notes: what happened to examples on the way.
     """
 
     ids: torch.Tensor
@@ -57,7 +73,7 @@ class Batch:
     num_text: int = 0
     num_frames: int = 0
     seconds: float = 0.0
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -81,7 +97,7 @@ def collate(
     *,
     audio_start: int,
     seconds: float = 0.0,
-    notes: tuple[str, ...] = (),
+    notes: tuple[Note, ...] = (),
     pad_to: int | None = None,
 ) -> Batch:
     """Lay grids end to end.
@@ -92,7 +108,7 @@ def collate(
         keys: per example, its id.
         audio_start: first joint id of the audio block; tells target frames from target text.
         seconds: seconds of audio in or out.
-        notes: what happened on the way (skipped examples), for the ledger.
+        notes: what happened to examples on the way.
         pad_to: fill up with padding to this many rows; the tail is one more isolated example.
     """
     ids = [grid.ids for grid in grids]

@@ -6,16 +6,55 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning import LightningModule
+from torch import nn
 
-if TYPE_CHECKING:
-    from bagpiper.rows import TokenRows
+from bagpiper.batch import Spans
+from bagpiper.token_rows import TokenRows
 
 Metrics = dict[str, torch.Tensor]
 """Name -> float32 ``[2]``: a sum and the count it is divided by."""
+
+
+class Counted(NamedTuple):
+    """The targets of one group (text, or a codebook) that a loss counts, one entry each. Nothing here has a gradient.
+
+    Attributes:
+        rows: int64 ``[n]``, which of the given rows.
+        stream: the stream they stand in.
+        nll: float32 ``[n]``, negative log-likelihood, not weighted.
+        correct: bool ``[n]``, whether the target has the largest logit.
+    """
+
+    rows: torch.Tensor
+    stream: int
+    nll: torch.Tensor
+    correct: torch.Tensor
+
+
+class HeadLoss(NamedTuple):
+    """What a head's forward pass gives; tuples, so that hooks of sharded modules find the tensors in them.
+
+    Attributes:
+        total: weighted sum of cross-entropies (scalar), z-loss included.
+        counted: the targets it is made of, by group: ``text``, ``codebook0``, ``codebook1``...
+    """
+
+    total: torch.Tensor
+    counted: dict[str, Counted]
+
+
+def metrics_of(counted: Mapping[str, Counted]) -> Metrics:
+    """Loss and accuracy of every group."""
+    metrics: Metrics = {}
+    for name, group in counted.items():
+        count = torch.tensor(float(group.nll.numel()), device=group.nll.device)
+        metrics[f"loss/{name}"] = torch.stack([group.nll.sum(), count])
+        metrics[f"accuracy/{name}"] = torch.stack([group.correct.sum().float(), count])
+    return metrics
 
 
 class Component(LightningModule):
@@ -68,6 +107,86 @@ class Adaptor(Component):
         Returns:
             ``[config.num_frames(F_i), width_out]`` each.
         """
+        raise NotImplementedError
+
+
+class KeysValues(Protocol):
+    """What a backbone asks of the cache that decoding keeps: keys and values of the rows so far.
+
+    Attributes:
+        visible: bool ``[B, 1, L, keys]``, what each query of the running step may see.
+    """
+
+    visible: torch.Tensor | None
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one layer's new keys and values ``[B, kv_heads, L, D]``; return all ``[B, kv_heads, keys, D]``."""
+
+
+class Backbone(Component):
+    """An LLM without its vocabulary matrices: embeddings in, hidden states after the final norm out.
+
+    Built with ``vocab_size``, rows of the text block of an LLM made from nothing. The rows of embedding and output
+    matrix belong to the language (``token_rows``); a pretrained backbone hands its own over once.
+
+    Attributes:
+        width: hidden size.
+        text_size: rows of the LLM's vocabulary matrices, which may exceed the tokenizer's length.
+        tied: whether the LLM's input and output rows are one matrix.
+    """
+
+    width: int
+    text_size: int
+    tied: bool
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return type(self).__name__
+
+    @property
+    def body(self) -> nn.Module:
+        """The module that holds the layers; its ``nn.Linear`` layers may take adaptors, or be kept in 4 bits."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers in order: what is compiled, and recomputed, by itself."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        spans: Spans | None = None,
+        cache: KeysValues | None = None,
+    ) -> torch.Tensor:
+        """Run the layers, over a pack or over the next rows of a cache.
+
+        Args:
+            embeds: ``[B, L, H]``; B is 1 for a pack.
+            positions: int64 ``[B, L]``, restarting at 0 in every example.
+            spans: borders of the pack's examples, which never see each other.
+            cache: keys and values so far, told of the rows to come.
+
+        Returns:
+            ``[B, L, H]`` after the final norm.
+        """
+        raise NotImplementedError
+
+    def take_text_rows(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Hand pretrained rows ``[text_size, width]`` over; this component forgets them, so that they exist once.
+
+        Returns:
+            Input rows, and output rows (None if tied); (None, None) where there are no pretrained ones.
+        """
+        return None, None
+
+    def gradient_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the layers in the backward pass instead of keeping their activations."""
         raise NotImplementedError
 
 
@@ -137,9 +256,7 @@ class Head(Component):
     batch, ``next_logits`` gives the distributions of a block once the blocks before it are settled.
     """
 
-    def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
-    ) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows) -> HeadLoss:
         """Weighted sum of cross-entropies.
 
         Args:
@@ -147,9 +264,6 @@ class Head(Component):
             targets: joint ids ``[N, S]`` of the rows that the states predict.
             weights: loss weights ``[N, S]``.
             rows: the output rows.
-
-        Returns:
-            the loss (a plain sum, z-loss included) and metrics per group of targets.
         """
         raise NotImplementedError
 

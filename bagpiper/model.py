@@ -3,44 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning import LightningModule
 
-from bagpiper import registry
 from bagpiper.batch import Batch
-from bagpiper.component import Adaptor, Codec, Component, Encoder, Head
-from bagpiper.conversation import Template
+from bagpiper.component import Adaptor, Backbone, Codec, Component, Counted, Encoder, Head, Metrics, metrics_of
+from bagpiper.language.conversation import Template
+from bagpiper.language.patterns import get_pattern
+from bagpiper.language.vocabulary import Vocabulary
 from bagpiper.llms.cache import KeyValueCache
 from bagpiper.meter import Meter
 from bagpiper.ops.kernel_caches import limit_kernel_caches
-from bagpiper.patterns import get_pattern
-from bagpiper.rows import FROM_NOTHING_STD, INIT_STD, TokenRows
-from bagpiper.settings import ModelSettings
-from bagpiper.vocabulary import Vocabulary
+from bagpiper.recipe import registry
+from bagpiper.recipe.settings import ModelSettings
+from bagpiper.token_rows import FROM_NOTHING_STD, INIT_STD, TokenRows
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from bagpiper.llms.hf import HfBackbone
     from bagpiper.llms.tokenizer import TextTokenizer
 
 PARTS = ("encoder", "adaptor", "llm", "codec", "head")
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """A micro-batch's loss.
 
     Attributes:
         total: weighted sum of cross-entropies (scalar); divide by the step's target frames.
         metrics: name -> ``[sum, count]``.
+        counted: the targets by group; ``rows`` are those of the pack.
     """
 
     total: torch.Tensor
-    metrics: dict[str, torch.Tensor]
+    metrics: Metrics
+    counted: dict[str, Counted]
 
 
 class Bagpiper(LightningModule):
@@ -51,14 +50,14 @@ class Bagpiper(LightningModule):
         vocabulary, tokenizer, template: its language.
         encoder, adaptor, llm, codec, head: its parts.
         input_rows, output_rows: rows of the vocabulary; ``tied`` says whether they share the text block.
-        frame_dropout: set by the run (``data.frame_dropout``).
+        frame_dropout: share of target audio frames that are hidden from the input while training; the run sets it.
         make_optimizer: set by the run; gives what ``configure_optimizers`` returns.
         meter: sums of the training metrics since somebody last took them.
     """
 
     encoder: Encoder
     adaptor: Adaptor
-    llm: HfBackbone
+    llm: Backbone
     codec: Codec
     head: Head
 
@@ -69,7 +68,7 @@ class Bagpiper(LightningModule):
         *,
         encoder: Encoder,
         adaptor: Adaptor,
-        llm: HfBackbone,
+        llm: Backbone,
         codec: Codec,
         head: Head,
     ) -> None:
@@ -84,11 +83,11 @@ class Bagpiper(LightningModule):
             codebook_size=settings.codec.codebook_size,
             text_zero_is_pad=settings.text_zero_is_pad,
         )
-        rows_in, rows_out, tied = llm.take_text_rows()
-        std = FROM_NOTHING_STD if rows_in is None and not tied else INIT_STD
+        rows_in, rows_out = llm.take_text_rows()
+        std = FROM_NOTHING_STD if rows_in is None and not llm.tied else INIT_STD
         self.input_rows = TokenRows(self.vocabulary, llm.width, rows_in, std)
-        self.output_rows = TokenRows(self.vocabulary, llm.width, self.input_rows.text if tied else rows_out)
-        self.tied = tied
+        self.output_rows = TokenRows(self.vocabulary, llm.width, self.input_rows.text if llm.tied else rows_out)
+        self.tied = llm.tied
         self.template = Template(
             vocabulary=self.vocabulary,
             pattern=get_pattern(settings.pattern),
@@ -197,33 +196,24 @@ class Bagpiper(LightningModule):
         return self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
 
     def _hide_frames(self, embeds: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Put zeros in the place of some target audio frames: ``[T, H]``.
-
-        The share falls from ``frame_dropout`` to 0 over the run, so that what is learned last, such as how long a pause
-        lasts, is learned on the input that decoding will see.
-        """
-        share = self.frame_dropout * (1.0 - self._progress())
+        """Put zeros in the place of some target audio frames: ``[T, H]``."""
         is_target = (batch.ids[:, 0] >= self.vocabulary.audio_start) & (batch.weights[:, 0] > 0)
-        hidden = is_target & (torch.rand(len(batch), device=embeds.device) < share)
+        hidden = is_target & (torch.rand(len(batch), device=embeds.device) < self.frame_dropout)
         return embeds.masked_fill(hidden[:, None], 0.0)
-
-    def _progress(self) -> float:
-        """Share of the run's steps that are done; 0 outside a run."""
-        trainer = self._trainer
-        return trainer.global_step / trainer.max_steps if trainer is not None and trainer.max_steps > 0 else 0.0
 
     def forward(self, batch: Batch) -> Loss:
         """Loss of a pack: row t predicts row t + 1 of the same example."""
         hidden = self.hidden_states(batch)
         # the first row of every example has weight 0, so nothing is predicted across a border
-        targeted = batch.weights[1:].any(-1)
-        total, metrics = self.head(
-            hidden[:-1][targeted], batch.ids[1:][targeted], batch.weights[1:][targeted], self.output_rows
-        )
+        rows = batch.weights[1:].any(-1).nonzero()[:, 0] + 1
+        states = hidden.index_select(0, rows - 1)
+        total, counted = self.head(states, batch.ids[rows], batch.weights[rows], self.output_rows)
+        metrics = metrics_of(counted)
         metrics["loss"] = torch.stack(
             [total.detach().float(), torch.tensor(float(batch.num_targets), device=total.device)]
         )
-        return Loss(total, metrics)
+        in_pack = {name: group._replace(rows=rows[group.rows]) for name, group in counted.items()}
+        return Loss(total, metrics, in_pack)
 
     def logits(
         self, hidden: torch.Tensor, num_streams: int | None = None, ids: torch.Tensor | None = None
@@ -295,7 +285,7 @@ class Bagpiper(LightningModule):
     def configure_optimizers(self) -> Any:
         """What the run has set."""
         if self.make_optimizer is None:
-            raise ValueError("set model.make_optimizer before training (bagpiper.training.run does)")
+            raise ValueError("set model.make_optimizer before training (bagpiper.run does)")
         return self.make_optimizer(self)
 
 

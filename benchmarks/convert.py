@@ -34,10 +34,13 @@ from bagpiper.interop.espnet_export import export_espnet
 from bagpiper.interop.espnet_file import check_sums, map_checkpoint, write_checkpoint
 from bagpiper.interop.merge import merge_folder
 from bagpiper.interop.names import VOCAB_WEIGHT, official_shapes
+from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.model_config import read_config
-from bagpiper.model_folder import (
+from bagpiper.recipe.load import model_from_dict
+from bagpiper.recipe.model_config import read_config
+from bagpiper.recipe.settings import ModelSettings
+from bagpiper.weights.model_folder import (
     FROZEN,
     TOKENIZER,
     TRAINED,
@@ -47,9 +50,7 @@ from bagpiper.model_folder import (
     read_tensors,
     write_records,
 )
-from bagpiper.recipe import model_from_dict
-from bagpiper.settings import LoraSettings, ModelSettings
-from bagpiper.shards import CHUNK_BYTES, TensorSpec, chunks_of, spec_of, write_shards
+from bagpiper.weights.safetensors import CHUNK_BYTES, TensorSpec, chunks_of, spec_of, write_shards
 
 ANON_MB, RATIO, META_SECONDS = 1500, 2.0, 1.0
 TEXT_ROWS = 151936

@@ -26,11 +26,11 @@ from rows import finish, row
 from bagpiper.codecs.configs import RvqConfig
 from bagpiper.codecs.rvq import RvqCodec
 from bagpiper.data.audio import read_clip
-from bagpiper.data.soundscapes.facts import LOUDNESS_DB, PITCHES, scene_to_json
-from bagpiper.data.soundscapes.render import render_scene
-from bagpiper.data.soundscapes.sampling import sample_scene_for
-from bagpiper.evaluation.soundscapes.analyse import analyse_audio
-from bagpiper.evaluation.soundscapes.score import score_many
+from bagpiper.soundscapes.corpus.facts import LOUDNESS_DB, PITCHES, scene_to_json
+from bagpiper.soundscapes.corpus.render import render_scene
+from bagpiper.soundscapes.corpus.sampling import sample_scene_for
+from bagpiper.soundscapes.scoring.analyse import analyse_audio
+from bagpiper.soundscapes.scoring.score import score_many
 
 RATE = 16000
 QUICKSTART = RvqConfig()

@@ -22,10 +22,10 @@ from rows import finish, row
 
 from bagpiper.codecs.rvq import RvqCodec
 from bagpiper.data.audio import read_clip
-from bagpiper.data.soundscapes.corpus import read_recordings
-from bagpiper.evaluation.soundscapes.analyse import analyse_audio
-from bagpiper.evaluation.soundscapes.score import score_many
-from bagpiper.recipe import load_recipe
+from bagpiper.recipe.load import load_recipe
+from bagpiper.soundscapes.corpus.make import read_recordings
+from bagpiper.soundscapes.scoring.analyse import analyse_audio
+from bagpiper.soundscapes.scoring.score import score_many
 
 BARS = {"quickstart": (0.87, 0.75), "quickstart-long": (0.97, 0.90)}
 MINUTES = {"quickstart": 10.0, "quickstart-long": 45.0}

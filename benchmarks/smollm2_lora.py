@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 from rows import finish, row
 
 from bagpiper.batch import collate
-from bagpiper.conversation import Conversation
 from bagpiper.data.audio import read_clip
 from bagpiper.data.examples import Example, read_sources
 from bagpiper.data.importers import import_demo, import_pairs
 from bagpiper.data.ledger import Ledger
+from bagpiper.language.conversation import Conversation
 from bagpiper.model import Bagpiper
-from bagpiper.model_config import find_model
-from bagpiper.model_folder import load_model
-from bagpiper.settings import SourceSettings
+from bagpiper.recipe.model_config import find_model
+from bagpiper.recipe.settings import SourceSettings
+from bagpiper.weights.model_folder import load_model
 
 PAIRS = ("asterisk_en", "sfx_music", "tiny_permissive")
 DEMO = "bagpiper_demo"

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
-from bagpiper.batch import Batch
 from bagpiper.callbacks.clock import Clock
+from bagpiper.callbacks.step import StepCallback
 from bagpiper.files import replacing_folder
 from bagpiper.training.checkpoints import checkpoint_at, prune
 from bagpiper.training.run_folder import disk_errors
@@ -33,8 +33,8 @@ class Stopped(Exception):  # noqa: N818 (not an error)
         self.signum = signum
 
 
-class Checkpoints(Callback):
-    """Writes ``checkpoints/step-N`` when everything else about step N (row, validation, listening) is done.
+class Checkpoints(StepCallback):
+    """Writes ``checkpoints/step-N`` when everything else about step N (record, validation, listening) is done.
 
     Only ends of optimizer steps are saved: inside an accumulation window the gradients so far would be lost. A signal
     (SIGTERM, Ctrl-C) lets the step finish, is followed by a checkpoint and raises ``Stopped``; a second one is taken by
@@ -51,7 +51,6 @@ class Checkpoints(Callback):
         *,
         every: int,
         keep: int,
-        accumulate: int,
         validate_every: int,
         clock: Clock,
         before: Sequence[Callable[[], None]] = (),
@@ -63,7 +62,6 @@ class Checkpoints(Callback):
             save_model: writes the weights of the module to a folder.
             every: steps between two checkpoints.
             keep: newest checkpoints kept.
-            accumulate: micro-batches per step.
             validate_every: steps between two validations; a checkpoint of such a step waits for the validation.
             clock: stands still while a checkpoint is written.
             before: called before a checkpoint is written; logs make themselves durable here.
@@ -72,7 +70,6 @@ class Checkpoints(Callback):
         self.every = every
         self._save_model = save_model
         self._keep = keep
-        self._accumulate = accumulate
         self._validate_every = validate_every
         self._clock = clock
         self._before = before
@@ -89,15 +86,10 @@ class Checkpoints(Callback):
         self._signum = signum
         signal.signal(signum, self._former[signum])
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Move the position in the data; save now, unless a validation of this step comes first."""
-        cast(Any, trainer).datamodule.consumed()
-        step = trainer.global_step
-        ends_step = (batch_idx + 1) % self._accumulate == 0
-        if ends_step and not (self._validate_every and step % self._validate_every == 0):
-            self._end_step(trainer, pl_module)
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Save now, unless a validation of this step comes first."""
+        if not (self._validate_every and step % self._validate_every == 0):
+            self._end_step(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after the validation of a step."""

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
 
-from bagpiper.batch import Batch
 from bagpiper.callbacks.clock import Clock
-from bagpiper.conversation import Clip, Conversation, Message, Modality
+from bagpiper.callbacks.step import StepCallback
+from bagpiper.draws import derive_seed
 from bagpiper.files import replacing_folder
 from bagpiper.inference.generate import Answer, generate
-from bagpiper.settings import GenerationSettings, ListeningSettings
-from bagpiper.training.seeds import derive_seed
+from bagpiper.language.conversation import Clip, Conversation, Message, Modality
+from bagpiper.recipe.settings import GenerationSettings, ListeningSettings
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def write_spectrogram(path: Path, samples: NDArray[np.float32], sample_rate: int
     matplotlib.image.imsave(path, decibels.T, vmin=top - 80.0, vmax=top, cmap="magma", origin="lower")
 
 
-class Listening(Callback):
+class Listening(StepCallback):
     """Listens every ``every`` steps.
 
     Attributes:
@@ -203,7 +203,6 @@ class Listening(Callback):
         generation: GenerationSettings,
         *,
         every: int,
-        accumulate: int,
         seed: int,
         clock: Clock,
         publish: Callable[[Path, str], None] | None = None,
@@ -215,7 +214,6 @@ class Listening(Callback):
             prompts: what is asked.
             generation: how to decode.
             every: steps between two listenings; 0 switches off.
-            accumulate: micro-batches per step.
             seed: of the run.
             clock: stands still while listening.
             publish: gets each finished folder and its name, to show it beside the metrics.
@@ -224,20 +222,15 @@ class Listening(Callback):
         self.prompts = list(prompts)
         self.every = every
         self._generation = generation
-        self._accumulate = accumulate
         self._seed = seed
         self._clock = clock
         self._publish = publish
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Listen at the end of the step if it is time."""
-        step = trainer.global_step
-        ends_step = (batch_idx + 1) % self._accumulate == 0
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Listen if it is time."""
         due = self.every and step % self.every == 0 and step < trainer.max_steps  # the run listens when it has ended
-        if ends_step and due and trainer.is_global_zero:
-            self.listen(pl_module, step)
+        if due and trainer.is_global_zero:
+            self.listen(module, step)
 
     def listen(self, module: torch.nn.Module, step: int) -> list[Heard]:
         """Listen now; files go to ``listening/step-N``."""

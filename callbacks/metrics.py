@@ -1,103 +1,35 @@
-"""Rows of metrics: every ``log_every`` steps and per validation, each written once however often a run resumes."""
+"""Records of metrics: every ``log_every`` steps and per validation."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from bagpiper.batch import Batch
 from bagpiper.callbacks.clock import Clock
+from bagpiper.callbacks.step import StepCallback
 from bagpiper.meter import Meter
+from bagpiper.tracking.records import Record, Sink
 
 
-@dataclass(frozen=True)
-class Row:
-    """Metrics of one step.
+class MetricsLog(StepCallback):
+    """Collects metrics and hands records to sinks.
 
-    Attributes:
-        step: optimizer steps taken.
-        split: ``train`` or ``valid``.
-        values: name without the split -> value.
-    """
-
-    step: int
-    split: str
-    values: dict[str, float]
-
-
-class Sink(Protocol):
-    """Where rows go."""
-
-    def write(self, row: Row) -> None:
-        """Take a row."""
-
-    def flush(self) -> None:
-        """Make the rows so far survive a crash."""
-
-
-class JsonLines:
-    """``metrics.jsonl``: one JSON object a row.
-
-    A run that resumes from an older checkpoint computes some rows again; those that the file has are not written twice.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._last: dict[str, int] = {}
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        kept = 0
-        with open(self.path, "rb") as handle:
-            for line in handle:
-                if not line.endswith(b"\n"):
-                    break  # the process was killed while it wrote this line
-                row = json.loads(line)
-                self._last[row["split"]] = max(row["step"], self._last.get(row["split"], -1))
-                kept += len(line)
-        os.truncate(self.path, kept)
-
-    def write(self, row: Row) -> None:
-        """Append a row, unless the file has it."""
-        if row.step <= self._last.get(row.split, -1):
-            return
-        self._last[row.split] = row.step
-        record = {"step": row.step, "split": row.split, **{k: _rounded(v) for k, v in row.values.items()}}
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record) + "\n")
-
-    def flush(self) -> None:
-        """Sync the file."""
-        if self.path.exists():
-            with open(self.path, "rb") as handle:
-                os.fsync(handle.fileno())
-
-
-class MetricsLog(Callback):
-    """Collects metrics and hands rows to sinks.
-
-    Nothing waits for the device but once per row. Sums that no row has taken yet are part of the checkpoint, so a
-    resumed run writes the rows of the uninterrupted one.
+    Nothing waits for the device but once per record. Sums that no record has taken yet are part of the checkpoint, so a
+    resumed run writes the records of the uninterrupted one.
 
     Attributes:
-        sinks: where rows go.
-        log_every: steps between two rows.
-        accumulate: micro-batches per step.
+        sinks: where records go.
+        log_every: steps between two records.
         clock: stands still while anything but training happens.
     """
 
-    def __init__(self, sinks: Sequence[Sink], log_every: int, accumulate: int, clock: Clock) -> None:
+    def __init__(self, sinks: Sequence[Sink], log_every: int, clock: Clock) -> None:
         self.sinks = list(sinks)
         self.log_every = log_every
-        self.accumulate = accumulate
         self.clock = clock
         self._valid = Meter()
         self._counts = {"steps": 0.0, "text": 0.0, "frames": 0.0, "audio": 0.0, "rows": 0.0, "busy": 0.0}
@@ -119,18 +51,20 @@ class MetricsLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count; at the end of every ``log_every``-th step write a row."""
+        """Count."""
         counts = self._counts
         counts["text"] += batch.num_text
         counts["frames"] += batch.num_frames
         counts["audio"] += batch.seconds
         counts["rows"] += len(batch)
         counts["busy"] += self.clock.lap()
-        if (batch_idx + 1) % self.accumulate:
-            return
-        counts["steps"] += 1
-        if trainer.global_step % self.log_every == 0 or trainer.global_step == trainer.max_steps:
-            self.write(Row(trainer.global_step, "train", self._train_values(pl_module)))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Write a record at the end of every ``log_every``-th step."""
+        self._counts["steps"] += 1
+        if step % self.log_every == 0 or step == trainer.max_steps:
+            self.write(Record(step, "train", self._train_values(module)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -149,17 +83,17 @@ class MetricsLog(Callback):
         self._valid.add(outputs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of this validation."""
-        self.write(Row(trainer.global_step, "valid", self._valid.take()))
+        """Write the record of this validation."""
+        self.write(Record(trainer.global_step, "valid", self._valid.take()))
         self.clock.go_on()
 
     def flush(self) -> None:
-        """Make every row so far survive a crash."""
+        """Make every record so far survive a crash."""
         for sink in self.sinks:
             sink.flush()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what no row has taken yet."""
+        """Keep what no record has taken yet."""
         checkpoint["metrics"] = {"counts": dict(self._counts), "sums": _meter(pl_module).state_dict()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -187,17 +121,13 @@ class MetricsLog(Callback):
         torch.distributed.all_reduce(table)
         return {**self._counts, **dict(zip(names, table.tolist(), strict=True))}
 
-    def write(self, row: Row) -> None:
-        """Hand a row to every sink."""
+    def write(self, record: Record) -> None:
+        """Hand a record to every sink."""
         for sink in self.sinks:
-            sink.write(row)
+            sink.write(record)
 
 
 def _meter(module: LightningModule) -> Meter:
     meter = module.meter
     assert isinstance(meter, Meter)
     return meter
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.7g}")

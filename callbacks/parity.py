@@ -12,9 +12,9 @@ from rich.console import Console
 
 from bagpiper.data.examples import Example
 from bagpiper.errors import UserError
-from bagpiper.evaluation.parity import check_parity, choose_examples, is_sharded, write_report
-from bagpiper.evaluation.parity_report import FILE, ParityReport
-from bagpiper.settings import Recipe
+from bagpiper.parity.compare import check_parity, choose_examples, is_sharded, write_report
+from bagpiper.parity.report import FILE, ParityReport
+from bagpiper.recipe.settings import Recipe
 
 
 class ParityCheck(Callback):

@@ -1,24 +1,25 @@
-"""What a person sees while a model trains: one live line in a terminal, a plain line per row elsewhere."""
+"""What a person sees while a model trains: one live line in a terminal, a plain line per record elsewhere."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bagpiper.batch import Batch
-from bagpiper.callbacks.metrics import Row
+from bagpiper.callbacks.step import StepCallback
+from bagpiper.console import say
+from bagpiper.tracking.records import Record
 
 _SPEEDS = (("speed/text_tokens", "tok/s"), ("speed/audio_frames", "frames/s"), ("speed/audio_seconds", "s audio/s"))
 
 
-def describe(row: Row) -> str:
-    """A row in words: loss, loss of text and of every codebook, speeds."""
-    values = row.values
+def describe(record: Record) -> str:
+    """A record in words: loss, loss of text and of every codebook, speeds."""
+    values = record.values
     parts = [f"loss {values['loss']:.3f}"] if "loss" in values else []
     if "loss/text" in values:
         parts.append(f"text {values['loss/text']:.3f}")
@@ -29,17 +30,16 @@ def describe(row: Row) -> str:
     return "  ".join([*parts, *speeds])
 
 
-class ProgressReport(Callback):
-    """A sink for rows and a bar over steps.
+class ProgressReport(StepCallback):
+    """A sink for records and a bar over steps.
 
     Attributes:
         console: where it is shown.
     """
 
-    def __init__(self, console: Console, max_steps: int, accumulate: int) -> None:
+    def __init__(self, console: Console, max_steps: int) -> None:
         self.console = console
         self._max_steps = max_steps
-        self._accumulate = accumulate
         self._first_step = 0
         self._started = 0.0
         self._bar: Progress | None = None
@@ -53,31 +53,29 @@ class ProgressReport(Callback):
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[row]}"),
+                TextColumn("{task.fields[losses]}"),
                 TimeElapsedColumn(),
                 _Remaining(self._first_step),
                 console=self.console,
             )
-            self._task = self._bar.add_task("train", total=self._max_steps, completed=trainer.global_step, row="")
+            self._task = self._bar.add_task("train", total=self._max_steps, completed=trainer.global_step, losses="")
             self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Move the bar."""
-        if self._bar is not None and (batch_idx + 1) % self._accumulate == 0:
-            self._bar.update(self._task, completed=trainer.global_step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
 
-    def write(self, row: Row) -> None:
-        """Show a row of losses."""
-        text = describe(row)
-        if self._bar is not None and row.split == "train":
-            self._bar.update(self._task, row=text)
-        elif row.split == "train":
-            eta = _clock_time(self._remaining(row.step))
-            self.console.print(f"step {row.step}/{self._max_steps}  {text}  ETA {eta}", highlight=False, soft_wrap=True)
-        elif row.split == "valid":
-            self.console.print(f"step {row.step}  {row.split}: {text}", highlight=False, soft_wrap=True)
+    def write(self, record: Record) -> None:
+        """Show a record of losses."""
+        text = describe(record)
+        if self._bar is not None and record.split == "train":
+            self._bar.update(self._task, losses=text)
+        elif record.split == "train":
+            eta = _clock_time(self._remaining(record.step))
+            say(self.console, f"step {record.step}/{self._max_steps}  {text}  ETA {eta}")
+        elif record.split == "valid":
+            say(self.console, f"step {record.step}  {record.split}: {text}")
 
     def flush(self) -> None:
         """Nothing to keep."""

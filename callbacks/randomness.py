@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from bagpiper.training.seeds import derive_seed
+from bagpiper.draws import derive_seed
 
 
 class KeyedRandomness(Callback):

@@ -67,8 +67,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, shared_parts, mlflow_temp
     """The folder of a finished tiny run: checkpoints, listening, MLflow, parity, ``model/``; not to be changed."""
     from runs import tiny_recipe, use_template
 
-    from bagpiper.settings import TrackingSettings
-    from bagpiper.training.run import run
+    from bagpiper.recipe.settings import TrackingSettings
+    from bagpiper.run import run
 
     folder = tmp_path_factory.mktemp("tiny") / "run"
     use_template(folder, mlflow_template)

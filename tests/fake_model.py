@@ -11,16 +11,16 @@ from torch import nn
 
 from bagpiper.adaptors.configs import LinearConfig
 from bagpiper.adaptors.linear import LinearAdaptor
+from bagpiper.batch import Spans
 from bagpiper.codecs.configs import CodecConfig
-from bagpiper.component import Codec
+from bagpiper.component import Backbone, Codec, KeysValues
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.encoders.mel import MelEncoder
 from bagpiper.heads.configs import ParallelConfig
 from bagpiper.heads.parallel import ParallelHead
-from bagpiper.llms.cache import KeyValueCache
+from bagpiper.language.patterns import get_pattern
 from bagpiper.model import Bagpiper
-from bagpiper.patterns import get_pattern
-from bagpiper.settings import ModelSettings
+from bagpiper.recipe.settings import ModelSettings
 
 WIDTH = 32
 
@@ -38,22 +38,25 @@ class LetterTokenizer:
         return "".join(self.letters[index] for index in ids)
 
 
-class TinyLlm(nn.Module):
+class TinyLlm(Backbone):
     """Two layers of attention with sinusoidal positions, with or without a cache."""
 
     width = WIDTH
     text_size = LetterTokenizer.size + 8
+    tied = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(None)
         self.mix = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
         self.out = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
 
-    def take_text_rows(self) -> tuple[None, None, bool]:
-        return None, None, False
-
     def forward(
-        self, embeds: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache | None = None
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        spans: Spans | None = None,
+        cache: KeysValues | None = None,
     ) -> torch.Tensor:
         rates = torch.exp(-math.log(1000.0) * torch.arange(WIDTH) / WIDTH)
         hidden = embeds + torch.sin(positions[..., None] * rates)

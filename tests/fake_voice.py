@@ -31,7 +31,7 @@ class FakeVoice:
         self.name = name
 
     def speak(self, sentence: str, take: int) -> NDArray[np.float32]:
-        """See ``bagpiper.data.soundscapes.voice.Voice``."""
+        """See ``bagpiper.soundscapes.corpus.voice.Voice``."""
         letters = [self._letter(letter, take) for letter in sentence]
         silence = np.zeros(RATE // 5)
         return np.concatenate([silence, *letters, silence]).astype(np.float32)

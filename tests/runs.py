@@ -10,7 +10,7 @@ from pathlib import Path
 from tiny import tiny_settings
 
 from bagpiper.encoders.configs import MelConfig
-from bagpiper.settings import (
+from bagpiper.recipe.settings import (
     DataSettings,
     DecodeSettings,
     GenerationSettings,

@@ -10,9 +10,9 @@ from fake_model import make_model
 import bagpiper
 from bagpiper import api
 from bagpiper.api import Pipeline
-from bagpiper.conversation import Clip
 from bagpiper.errors import UserError
-from bagpiper.settings import DecodeSettings, GenerationSettings
+from bagpiper.language.conversation import Clip
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 
 RATE = 16000
 
@@ -124,11 +124,11 @@ def test_train_passes_overrides_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     class Finished:
         folder = tmp_path
 
-    def run(recipe: object) -> Finished:
+    def run(recipe: object, callbacks: object) -> Finished:
         seen.append(recipe)
         return Finished()
 
-    monkeypatch.setattr("bagpiper.training.run.run", run)
+    monkeypatch.setattr("bagpiper.run.run", run)
     overrides = {"trainer.max_steps": 3, "optimizer.lr": 1e-5, "eval.at_end": False}
     assert api.train("quickstart", run_dir=tmp_path, seed=5, **overrides) == tmp_path
     (recipe,) = seen

@@ -150,8 +150,8 @@ def test_metrics_per_group():
 @pytest.mark.parametrize("tied", [False, True])
 def test_meta_built_and_loaded_equals_normally_built(tied, tmp_path):
     """Every buffer included: rotary frequencies, filterbanks and windows are in no checkpoint."""
-    from bagpiper.model_folder import load_model, save_model
-    from bagpiper.settings import GenerationSettings
+    from bagpiper.recipe.settings import GenerationSettings
+    from bagpiper.weights.model_folder import load_model, save_model
 
     model = tiny_model(llm={"tie_word_embeddings": tied})
     save_model(model, tmp_path / "model", generation=GenerationSettings())
@@ -169,8 +169,8 @@ def test_meta_built_and_loaded_equals_normally_built(tied, tmp_path):
 
 def test_a_model_folder_is_replaced_whole(tmp_path):
     """Saving again over a folder leaves the new model and nothing beside it."""
-    from bagpiper.model_folder import load_model, save_model
-    from bagpiper.settings import GenerationSettings
+    from bagpiper.recipe.settings import GenerationSettings
+    from bagpiper.weights.model_folder import load_model, save_model
 
     for seed in (0, 1):
         save_model(tiny_model(seed), tmp_path / "model", generation=GenerationSettings())

@@ -16,7 +16,7 @@ import yaml
 from setuptools import find_packages
 
 from bagpiper import __version__
-from bagpiper.recipe import shipped
+from bagpiper.recipe.load import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

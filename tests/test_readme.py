@@ -10,9 +10,9 @@ import typer
 
 import bagpiper
 from bagpiper.cli.main import build_app
-from bagpiper.conversation import from_json
-from bagpiper.recipe import load_recipe
-from bagpiper.recipe_source import shipped
+from bagpiper.language.conversation import from_json
+from bagpiper.recipe.load import load_recipe
+from bagpiper.recipe.source import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,11 +15,11 @@ from tiny import tiny_model
 
 from bagpiper.adaptors.configs import MlpConfig
 from bagpiper.batch import collate
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.data.audio import probe_clip
 from bagpiper.data.examples import Example, read_sources
 from bagpiper.data.ledger import Ledger
-from bagpiper.recipe import RecipeError, load_recipe
+from bagpiper.language.conversation import Clip, Conversation, Message
+from bagpiper.recipe.load import RecipeError, load_recipe
 from bagpiper.training.stages import apply_stage
 
 NAME = "sft/smollm2-lora"

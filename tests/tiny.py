@@ -8,13 +8,13 @@ import torch
 from bagpiper.adaptors.configs import MlpConfig
 from bagpiper.batch import Batch, collate
 from bagpiper.codecs.configs import RvqConfig
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.heads.configs import ParallelConfig
+from bagpiper.language.conversation import Clip, Conversation, Message
 from bagpiper.llms.configs import HfConfig, TokenizerConfig
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.settings import ModelSettings
+from bagpiper.recipe.settings import ModelSettings
 
 TEXTS = ["a loud bell on C5", "soft rain, then two knocks", "the background is silent", "a bird calls three times"]
 

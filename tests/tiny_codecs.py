@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from bagpiper import registry
 from bagpiper.codecs.configs import DacConfig, EncodecConfig, MimiConfig, XcodecConfig
 from bagpiper.codecs.hf import HfCodec
+from bagpiper.recipe import registry
 
 HUBERT = {
     "hidden_size": 12,

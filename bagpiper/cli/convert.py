@@ -97,7 +97,7 @@ def export(
 
     from bagpiper.interop.backbone import export_backbone
     from bagpiper.interop.espnet_export import export_espnet
-    from bagpiper.model_config import find_model
+    from bagpiper.recipe.model_config import find_model
 
     wanted = getattr(torch, dtype) if dtype else None
     with _bars() as progress:
@@ -110,7 +110,7 @@ def merge(run: Run, out: Out) -> None:
     """Fold LoRA adaptors into the weights."""
     _check_run(run)
     from bagpiper.interop.merge import merge_folder
-    from bagpiper.model_config import find_model
+    from bagpiper.recipe.model_config import find_model
 
     with _bars() as progress:
         count = merge_folder(find_model(run), out, progress=progress)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import errno
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 
 import typer
 
 from bagpiper import __version__
+from bagpiper.cli import convert, data, recipes, train, use
 from bagpiper.errors import UserError
 
-_VERB_FILES = ("recipes", "train", "use", "data", "convert")
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 USER_ERROR = 2
 _HELP = "Audio-language models that hear and speak through rich captions."
@@ -32,10 +30,8 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_HELP)(_options)
-    for name in _VERB_FILES:
-        module = f"bagpiper.cli.{name}"
-        if find_spec(module) is not None:
-            import_module(module).add_verbs(app)
+    for group in (recipes, train, use, data, convert):
+        group.add_verbs(app)
     return app
 
 

@@ -29,7 +29,7 @@ def ls() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bagpiper.recipe_source import read, shipped
+    from bagpiper.recipe.source import read, shipped
 
     table = Table("recipe", "what", "needs", "reached", show_lines=True)
     table.columns[0].no_wrap = True
@@ -41,7 +41,7 @@ def ls() -> None:
 
 def cat(name: str = typer.Argument(help="A shipped recipe, a file or a run folder.")) -> None:
     """Print a recipe."""
-    from bagpiper.recipe_source import read
+    from bagpiper.recipe.source import read
 
     typer.echo(read(name).text, nl=False)
 
@@ -51,7 +51,7 @@ def cp(
     file: Path = typer.Argument(help="The new file; it must not exist."),
 ) -> None:
     """Copy a recipe into a file of your own."""
-    from bagpiper.recipe_source import read
+    from bagpiper.recipe.source import read
 
     text = read(name).text
     try:
@@ -72,7 +72,7 @@ def diff(
 
     Key by key, defaults included, so that order and spelled-out defaults make no difference.
     """
-    from bagpiper.recipe import load_recipe, recipe_to_dict
+    from bagpiper.recipe.load import load_recipe, recipe_to_dict
 
     sides = [dict(flatten(recipe_to_dict(load_recipe(name, ready=False)))) for name in (first, second)]
     keys = [key for key in {**sides[0], **sides[1]} if key != "name"]
@@ -91,8 +91,8 @@ def check(
 
     Nothing is loaded or built; all mistakes come at once.
     """
-    from bagpiper.recipe import load_recipe
-    from bagpiper.recipe_summary import summarise
+    from bagpiper.recipe.load import load_recipe
+    from bagpiper.recipe.summary import summarise
 
     recipe = load_recipe(name, overrides or [])
     for subject, text in summarise(recipe):

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bagpiper.callbacks.listening import Heard
-    from bagpiper.settings import Recipe
-    from bagpiper.training.run import Finished
+    from bagpiper.recipe.settings import Recipe
+    from bagpiper.run import Finished
 
 _EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 """A stopped run has saved its state: SIGTERM (from a scheduler) is no failure; Ctrl-C keeps the shell's code."""
@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Train a model, or continue a run."""
     from bagpiper.errors import UserError
-    from bagpiper.recipe import load_recipe
+    from bagpiper.recipe.load import load_recipe
 
     changes = list(overrides or [])
     if resume is not None and recipe is not None:
@@ -74,7 +74,7 @@ def _train(recipe: Recipe, resume: bool) -> None:
     from rich.console import Console
 
     from bagpiper.callbacks.checkpoint import Stopped
-    from bagpiper.training.run import run
+    from bagpiper.run import run
 
     console = Console()
     try:
@@ -84,10 +84,6 @@ def _train(recipe: Recipe, resume: bool) -> None:
             f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}", highlight=False, soft_wrap=True
         )
         raise typer.Exit(_EXIT_CODES[signal.Signals(stopped.signum)]) from None
-    if recipe.eval.at_end:
-        from bagpiper.evaluation.probe import evaluate
-
-        evaluate(finished.folder, console=console)
     _show(finished, console)
     if finished.parity is not None and not finished.parity.passed:
         console.print(

@@ -129,10 +129,10 @@ def parity(
 ) -> None:
     """Compare training, decoding and the exported model on two examples; exit 1 if they differ."""
     _check_run(run)
-    from bagpiper.evaluation.parity import parity as check
-    from bagpiper.evaluation.parity_report import FILE
+    from bagpiper.api import parity as compare
+    from bagpiper.parity.report import FILE
 
-    report = check(run, device=device)
+    report = compare(run, device=device)
     typer.echo(f"written to {run / FILE}")
     if not report.passed:
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bagpiper.data.sinc import sinc_resample
 from bagpiper.errors import UserError
-from bagpiper.settings import Resampler
+from bagpiper.recipe.settings import Resampler
 
 _BLOCK = 1 << 20
 """Frames decoded at a time; a clip of 30 s at 32 kHz is one block."""

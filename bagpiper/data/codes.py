@@ -15,7 +15,7 @@ from bagpiper.codecs.configs import CodecConfig
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
-from bagpiper.settings import Resampler
+from bagpiper.recipe.settings import Resampler
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bagpiper.conversation import Clip, Conversation, Message, from_json
 from bagpiper.data.audio import BadAudio, ClipInfo, probe_clip
 from bagpiper.data.ledger import FIRST_CHANNEL, READ, Faults, Ledger, OnBad
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
-from bagpiper.settings import SourceSettings
+from bagpiper.language.conversation import Clip, Conversation, Message, from_json
+from bagpiper.recipe.settings import SourceSettings
 
 _PROBE_THREADS = 2
 

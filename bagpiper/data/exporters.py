@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bagpiper.conversation import from_json
 from bagpiper.data.examples import read_lines
 from bagpiper.data.parquet import SUFFIX, write_parquet
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
+from bagpiper.language.conversation import from_json
 
 
 @dataclass(frozen=True)

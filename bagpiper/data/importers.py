@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bagpiper.conversation import MODALITIES, ROLES, Clip, Conversation, Message, Role, to_json
 from bagpiper.data.audio import probe_clip
 from bagpiper.data.examples import read_lines
-from bagpiper.data.packing import uniform
 from bagpiper.data.parquet import SUFFIX, read_parquet
+from bagpiper.draws import uniform
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
-from bagpiper.settings import SourceSettings
+from bagpiper.language.conversation import MODALITIES, ROLES, Clip, Conversation, Message, Role, to_json
+from bagpiper.recipe.settings import SourceSettings
 
 Task = Literal["both", "audio_to_text", "text_to_audio"]
 SplitBy = Literal["audio", "text"]

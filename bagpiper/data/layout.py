@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from bagpiper.adaptors.configs import AdaptorConfig
 from bagpiper.codecs.configs import CodecConfig
-from bagpiper.conversation import Template, TokenGrid, drop_condition
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.data.codes import CodeCache
 from bagpiper.data.examples import Example
-from bagpiper.data.packing import uniform
+from bagpiper.draws import uniform
 from bagpiper.encoders.configs import EncoderConfig
 from bagpiper.errors import UserError
-from bagpiper.settings import Resampler
+from bagpiper.language.conversation import Template, TokenGrid, drop_condition
+from bagpiper.recipe.settings import Resampler
 
 
 class BadExample(UserError):  # noqa: N818
@@ -79,19 +79,16 @@ class Layout:
         adaptor: AdaptorConfig,
         codec: CodecConfig,
         cache: CodeCache,
-        resampler: Resampler = "soxr",
     ) -> None:
         """Prepare to lay out.
 
         Args:
             template: of the model.
             encoder, adaptor, codec: promises.
-            cache: holds the codes of spoken clips.
-            resampler: of heard clips; that of ``cache``.
+            cache: holds the codes of spoken clips; heard clips are resampled as these were.
         """
-        assert cache.resampler == resampler, f"codes of clips resampled by {cache.resampler}, not {resampler}"
         self.encoder, self.adaptor, self.codec = encoder, adaptor, codec
-        self._resampler: Resampler = resampler
+        self.resampler: Resampler = cache.resampler
         self.audio_start = template.vocabulary.audio_start
         self._cache = cache
         self._encode = template.encode_text
@@ -195,7 +192,7 @@ class Layout:
         return codes
 
     def _wave(self, clip: ClipInfo) -> NDArray[np.float32]:
-        wave = read_clip(clip.path, self.encoder.sample_rate, resampler=self._resampler)
+        wave = read_clip(clip.path, self.encoder.sample_rate, resampler=self.resampler)
         expected = clip.samples_at(self.encoder.sample_rate)
         if len(wave) != expected:
             raise UserError(

@@ -13,6 +13,7 @@ OnBad = Literal["fail", "skip"]
 
 READ = "read"
 LOST = "lost_while_training"
+REPEATED = "repeated_in_place_of_lost"
 RESAMPLED = "resampled"
 FIRST_CHANNEL = "first_channel_only"
 
@@ -24,7 +25,8 @@ class Ledger:
     """Counts of what happened to the data; safe to use from several threads.
 
     What is counted per source: lines read, examples left out by reason, clips that are resampled, clips of which only
-    the first channel is used, and times that an example could not be laid out later on (its file vanished, say).
+    the first channel is used, times that an example could not be laid out later on (its file vanished, say), and times
+    that one was trained on once more because no example of another pack could be.
     """
 
     def __init__(self) -> None:
@@ -71,15 +73,15 @@ class Ledger:
             return "\n".join(lines)
 
     def as_metrics(self) -> dict[str, float]:
-        """The counts as ``data/<source>/<what>``, and ``data/skipped`` over all sources."""
-        metrics = {"data/skipped": float(self.num_skipped)}
+        """The counts as ``<source>/<what>``, and ``skipped`` over all sources."""
+        metrics = {"skipped": float(self.num_skipped)}
         with self._lock:
             for source, counts in self._counts.items():
                 for what, number in counts.items():
-                    metrics[f"data/{_metric_name(source)}/{what}"] = float(number)
+                    metrics[f"{_metric_name(source)}/{what}"] = float(number)
             for source, skips in self._skips.items():
                 for reason, number in skips.items():
-                    metrics[f"data/{_metric_name(source)}/skipped_{_metric_name(reason)}"] = float(number)
+                    metrics[f"{_metric_name(source)}/skipped_{_metric_name(reason)}"] = float(number)
         return metrics
 
     def _describe(self, source: str) -> str:
@@ -94,6 +96,8 @@ class Ledger:
             parts.append(f"first channel only of {counts[FIRST_CHANNEL]} clips")
         if counts[LOST]:
             parts.append(f"{counts[LOST]} times an example could not be read while training")
+        if counts[REPEATED]:
+            parts.append(f"{counts[REPEATED]} times an example was trained on once more, in place of a lost pack")
         return "; ".join(parts)
 
 

@@ -6,25 +6,22 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 import torchdata.nodes
 from lightning import LightningDataModule
 
-from bagpiper.adaptors.configs import AdaptorConfig
-from bagpiper.batch import Batch, collate
-from bagpiper.codecs.configs import CodecConfig
-from bagpiper.conversation import Message, Template
+from bagpiper.batch import Batch, Note, collate
 from bagpiper.data.audio import ClipInfo
-from bagpiper.data.codes import CodeCache
 from bagpiper.data.examples import Example, count_clips
 from bagpiper.data.layout import BadExample, LaidOut, Layout, Measured, condition_to_keep, count_rows
-from bagpiper.data.ledger import LOST, RESAMPLED, Faults, Ledger
+from bagpiper.data.ledger import LOST, REPEATED, RESAMPLED, Faults, Ledger
 from bagpiper.data.packing import PackStream, fill_of, plan_epoch
-from bagpiper.encoders.configs import EncoderConfig
 from bagpiper.errors import UserError
-from bagpiper.settings import DataSettings
+from bagpiper.language.conversation import Message
+from bagpiper.recipe.settings import DataSettings
 
 _VALID_SEED = 0
 """Validation packs are the same in every run, whatever its seed."""
@@ -34,39 +31,36 @@ class PackDataModule(LightningDataModule):
     """Lays packs out ahead of the training step.
 
     What a micro-batch holds is a pure function of its position in the stream, whatever the number of workers.
-    ``position`` counts the micro-batches that were *consumed*: the training loop reports them by ``consumed``, because
-    Lightning fetches one batch ahead and a loader's own count is past the truth.
+    ``position`` counts the micro-batches that were *consumed*, that is, handed to the training step: Lightning fetches
+    one batch ahead, and a loader's own count is past the truth. So any checkpoint, whoever writes it at the end of a
+    step, says where to go on.
     """
 
     def __init__(
         self,
         train: Sequence[Example],
         valid: Sequence[Example],
-        template: Template,
-        encoder: EncoderConfig,
-        adaptor: AdaptorConfig,
-        codec: CodecConfig,
-        cache: CodeCache,
+        layout: Layout,
         settings: DataSettings,
         seed: int,
         accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
         ledger: Ledger | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         """Measure every example and plan the first epoch.
 
         Args:
             train: training examples.
             valid: validation examples.
-            template: of the model.
-            encoder, adaptor, codec: promises of the parts.
-            cache: codes of every spoken clip, filled before the first batch is asked for.
+            layout: of the model; its cache holds the codes of every spoken clip before the first batch is asked for.
             settings: budget, workers, dropout, what happens to bad examples.
             seed: of the run.
             accumulate: micro-batches of an optimizer step, for ``describe``.
             rank, world: of this process.
             ledger: counts what is left out here; None makes one.
+            tell: gets a line for the user when an example is lost while training.
 
         Raises:
             UserError: no usable training example; bad examples where the recipe says ``fail``.
@@ -75,8 +69,10 @@ class PackDataModule(LightningDataModule):
         self.settings, self.seed, self.accumulate = settings, seed, accumulate
         self.rank, self.world = rank, world
         self.ledger = ledger or Ledger()
-        self.layout = Layout(template, encoder, adaptor, codec, cache, settings.resampler)
+        self.layout = layout
         self.position = 0
+        self._tell = tell or (lambda text: None)
+        self._told: set[str] = set()
         faults = Faults(settings.on_bad_example, self.ledger)
         self._train = self._measure(train, faults)
         self._valid = self._measure(valid, faults)
@@ -100,9 +96,20 @@ class PackDataModule(LightningDataModule):
             f"{len(self._valid)} validation examples in {len(self._valid_packs)} packs"
         )
 
-    def consumed(self, micro_batches: int = 1) -> None:
-        """Tell that the training step has used batches."""
-        self.position += micro_batches
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning hands a batch over: to the training step, which consumes it, or to a validation."""
+        self._take_note(batch)
+        if self.trainer is not None and self.trainer.training:
+            self.position += 1
+        return batch
+
+    def _take_note(self, batch: Batch) -> None:
+        """Count what happened to the batch's examples, and tell each fault once."""
+        for note in batch.notes:
+            self.ledger.count(note.source, note.what)
+            if note.text and note.text not in self._told:
+                self._told.add(note.text)
+                self._tell(note.text)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the stream, for the checkpoint; the same on every rank."""
@@ -110,7 +117,7 @@ class PackDataModule(LightningDataModule):
             "position": self.position,
             "world": self.world,
             "starts": self._stream.starts,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,7 +128,7 @@ class PackDataModule(LightningDataModule):
         Raises:
             UserError: the examples, their order, the budget or the seed are not those of the checkpoint.
         """
-        if state["fingerprint"] != self._fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise UserError(
                 "the training data is not that of the checkpoint (examples, clips, weights, token_budget, resampler "
                 "or seed differ), so the run cannot go on exactly; restore the data, or start a new run from its "
@@ -141,18 +148,25 @@ class PackDataModule(LightningDataModule):
     def batch_at(self, position: int) -> Batch:
         """The training micro-batch at a position: a pure function of it.
 
-        A pack of which no example can be read any more is replaced by the next one that this rank would see.
+        A pack of which no example can be read any more is replaced by the next one that this rank would see; its
+        examples are trained on once more, which is counted.
 
         Raises:
             UserError: an example can no longer be read and the recipe says ``fail``; or none can be.
         """
-        notes: list[str] = []
+        notes: list[Note] = []
         for offset in range(len(self._train)):  # an epoch has no more packs than this
             epoch, numbers = self._stream.pack(position + offset)
-            batch = self._lay_out([self._train[number] for number in numbers], epoch, notes)
+            items = [self._train[number] for number in numbers]
+            batch = self._lay_out(items, epoch, notes)
             if batch is not None:
-                return batch
-        raise UserError("not one training example can be read any more:\n  " + "\n  ".join(notes[:20]))
+                again = [
+                    Note(item.example.source, REPEATED)
+                    for item in items
+                    if offset and item.example.conversation.id in batch.keys
+                ]
+                return replace(batch, notes=(*notes, *again))
+        raise _all_lost("training", notes)
 
     def valid_batch_at(self, index: int) -> Batch:
         """A validation batch of this rank. Conditions are never dropped here.
@@ -161,21 +175,22 @@ class PackDataModule(LightningDataModule):
         and keys stands in, which counts for nothing.
         """
         number = index * self.world + self.rank
-        notes: list[str] = []
+        notes: list[Note] = []
         candidates = range(number, number + len(self._valid_packs))
         for candidate in candidates:
             pack = self._valid_packs[candidate % len(self._valid_packs)]
             batch = self._lay_out([self._valid[item] for item in pack], None, notes)
             if batch is not None:
+                batch = replace(batch, notes=tuple(notes))
                 return batch if candidate == number < len(self._valid_packs) else _without_weight(batch)
-        raise UserError("not one validation example can be read any more:\n  " + "\n  ".join(notes[:20]))
+        raise _all_lost("validation", notes)
 
     @property
     def num_valid_batches(self) -> int:
         """Validation batches of every rank."""
         return -(-len(self._valid_packs) // self.world)
 
-    def _lay_out(self, items: list[Measured], epoch: int | None, notes: list[str]) -> Batch | None:
+    def _lay_out(self, items: list[Measured], epoch: int | None, notes: list[Note]) -> Batch | None:
         """Lay a pack out; ``epoch`` None means validation; faults are appended to ``notes``."""
         laid: list[tuple[Measured, LaidOut]] = []
         for item in items:
@@ -187,8 +202,7 @@ class PackDataModule(LightningDataModule):
             except UserError as error:
                 if self.settings.on_bad_example == "fail":
                     raise
-                self.ledger.count(item.example.source, LOST)
-                notes.append(f"{item.example.where}: left out: {error}")
+                notes.append(Note(item.example.source, LOST, f"{item.example.where}: left out: {error}"))
         if not laid:
             return None
         return collate(
@@ -197,7 +211,6 @@ class PackDataModule(LightningDataModule):
             [item.example.conversation.id for item, _ in laid],
             audio_start=self.layout.audio_start,
             seconds=sum(out.seconds for _, out in laid),
-            notes=tuple(notes),
         )
 
     def _measure(self, examples: Sequence[Example], faults: Faults) -> list[Measured]:
@@ -226,8 +239,10 @@ class PackDataModule(LightningDataModule):
             starts=starts,
         )
 
+    @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self._stream.fingerprint()} {self.settings.resampler}".encode())
+        """Hash of what the stream follows from; once, for it takes a second per million examples."""
+        digest = hashlib.sha256(f"{self._stream.fingerprint()} {self.layout.resampler}".encode())
         for item in self._train:
             clips = [clip.sha256 for clip in item.example.clips.values()]
             digest.update(repr((item.example.conversation.id, clips)).encode())
@@ -296,6 +311,10 @@ def _mapped(function: Callable[[int], Batch], indices: range, workers: int) -> I
             yield item
     finally:
         del node  # ends the threads here and now, whatever an exception's traceback holds on to
+
+
+def _all_lost(what: str, notes: Sequence[Note]) -> UserError:
+    return UserError(f"not one {what} example can be read any more:\n  " + "\n  ".join(n.text for n in notes[:20]))
 
 
 def _without_weight(batch: Batch) -> Batch:

@@ -1,8 +1,7 @@
 """Packing: which examples share a pack, as pure functions of (seed, epoch).
 
 No global random state and no state at all but a cache: the pack at any position of the endless stream follows from
-lengths, weights, budget and seed. Draws come from hashes and from the raw output of Philox, both of which numpy keeps
-stable between versions (its ``shuffle`` is not).
+lengths, weights, budget and seed, with keyed draws (``bagpiper.draws``).
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bagpiper.draws import words
+
 _WINDOW = 2048
 """Examples that are packed together. Larger windows fill packs no better and make short companions less random."""
 
@@ -24,18 +25,6 @@ examples of one length, and so of one task, together: the first packs of the qui
 
 _GRAIN = 1 << 20
 """Phases of ``copies`` are multiples of 1/_GRAIN, so that sums with epoch numbers are exact in float64."""
-
-
-def uniform(*key: object) -> float:
-    """A number in [0, 1) that depends on ``key`` (of strings and integers) alone."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
-
-
-def _raw(count: int, *key: object) -> NDArray[np.uint64]:
-    """``count`` random words that depend on ``key`` alone."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(count)
 
 
 def copies(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
@@ -52,7 +41,7 @@ def copies(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.in
     Returns:
         int64 ``[n]``.
     """
-    phases = (_raw(len(weights), seed, "phase") % _GRAIN).astype(np.float64) / _GRAIN
+    phases = (words(len(weights), seed, "phase") % _GRAIN).astype(np.float64) / _GRAIN
     return (np.floor((epoch + 1) * weights + phases) - np.floor(epoch * weights + phases)).astype(np.int64)
 
 
@@ -87,14 +76,14 @@ def plan_epoch(
     numbers = np.arange(len(rows))
     if weights is not None:
         numbers = np.repeat(numbers, copies(np.asarray(weights, dtype=np.float64), seed, epoch))
-    order = numbers[np.argsort(_raw(len(numbers), seed, "order", epoch), kind="stable")].tolist()
+    order = numbers[np.argsort(words(len(numbers), seed, "order", epoch), kind="stable")].tolist()
     packs: list[list[int]] = []
     carried: list[int] = []
     for start in range(0, len(order), window):
         filled = _best_fit(carried + order[start : start + window], rows, budget)
         carried = filled.pop() if start + window < len(order) else []
         packs.extend(filled)
-    shuffle = np.argsort(_raw(len(packs), seed, "packs", epoch), kind="stable")
+    shuffle = np.argsort(words(len(packs), seed, "packs", epoch), kind="stable")
     return [packs[number] for number in shuffle]
 
 

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bagpiper.conversation import Clip, Conversation, Message, Modality
+from bagpiper.console import counted
 from bagpiper.data.audio import resampled_length
-from bagpiper.data.soundscapes.corpus import read_recordings
-from bagpiper.data.soundscapes.voice import Recordings
+from bagpiper.draws import derive_seed
 from bagpiper.errors import UserError
-from bagpiper.evaluation.soundscapes.analyse import analyse_audio
-from bagpiper.evaluation.soundscapes.parse import parse_caption
-from bagpiper.evaluation.soundscapes.score import score_many
 from bagpiper.evaluation.table import DIRECTIONS, probe_table
 from bagpiper.files import write_for_user
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer, generate, rows_for
-from bagpiper.model_config import find_model
-from bagpiper.model_folder import generation_of, load_model
-from bagpiper.recipe import load_recipe
-from bagpiper.settings import GenerationSettings, Recipe
-from bagpiper.training.prepare import corpus_folder, counted
-from bagpiper.training.seeds import derive_seed
+from bagpiper.language.conversation import Clip, Conversation, Message, Modality
+from bagpiper.recipe.load import load_recipe
+from bagpiper.recipe.model_config import find_model
+from bagpiper.recipe.settings import GenerationSettings, Recipe
+from bagpiper.soundscapes.corpus.make import read_recordings
+from bagpiper.soundscapes.corpus.voice import Recordings
+from bagpiper.soundscapes.scoring.analyse import analyse_audio
+from bagpiper.soundscapes.scoring.parse import parse_caption
+from bagpiper.soundscapes.scoring.score import score_many
+from bagpiper.weights.model_folder import generation_of, load_model
 
 if TYPE_CHECKING:
     from bagpiper.model import Bagpiper
@@ -99,7 +99,7 @@ def evaluate(
     recipe.run_dir = str(folder)
     clips = recipe.eval.clips if clips is None else clips
     cycles = recipe.eval.cycles if cycles is None else cycles
-    corpus = corpus or corpus_folder(recipe, folder)
+    corpus = corpus or recipe.corpus_folder
     read_items(corpus, "test", clips)  # before the model is loaded, which takes longer
     chosen = choose_device(device or recipe.device)
     found = find_model(folder)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bagpiper.component import Head, Metrics
+from bagpiper.component import Counted, Head, HeadLoss
 from bagpiper.heads.configs import DepthConfig
-from bagpiper.heads.streams import first_stream_loss, joint_logits, measure, pick
-from bagpiper.rows import INIT_STD, TokenRows
-from bagpiper.vocabulary import Vocabulary
+from bagpiper.heads.streams import first_stream_loss, joint_logits, pick
+from bagpiper.language.vocabulary import Vocabulary
+from bagpiper.token_rows import INIT_STD, TokenRows
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """``[N, heads, L, D]`` each."""
@@ -111,27 +111,26 @@ class DepthHead(Head):
         self.norm = nn.RMSNorm(config.width)
         self.outputs = nn.Parameter(torch.randn(further, self.interval, config.width) * INIT_STD)
 
-    def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
-    ) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows) -> HeadLoss:
         """See ``Head.forward``.
 
         Only rows with a target beyond stream 0 pass through the depth transformer: rows of text cost nothing here.
         """
-        metrics: Metrics = {}
-        total, z_term = first_stream_loss(hidden, targets, weights, rows, self.config.chunk, metrics)
+        total, z_term, counted = first_stream_loss(hidden, targets, weights, rows, self.config.chunk)
         local = self._local(targets, rows.vocabulary)
         active = (weights[:, 1:] > 0) & (local[:, 1:] >= 0) & (local[:, 1:] < self.interval)
-        spoken = active.any(-1)
+        spoken = active.any(-1).nonzero()[:, 0]
         active, wanted = active[spoken], weights[spoken, 1:]
-        nll, partition, correct = self._nll(hidden[spoken], local[spoken].clamp(0, self.interval - 1))
+        nll, partition, correct = self._nll(hidden.index_select(0, spoken), local[spoken].clamp(0, self.interval - 1))
         total = total + (nll * wanted)[active].sum()
         for stream in range(1, targets.shape[1]):
             chosen = active[:, stream - 1]
-            measure(metrics, f"codebook{stream}", nll[chosen, stream - 1], correct[chosen, stream - 1])
+            counted[f"codebook{stream}"] = Counted(
+                spoken[chosen], stream, nll.detach()[chosen, stream - 1], correct[chosen, stream - 1]
+            )
         if self.config.z_loss:
             total = total + self.config.z_loss * (z_term + partition[active].square().sum())
-        return total, metrics
+        return HeadLoss(total, counted)
 
     def _local(self, ids: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
         """Joint ids of the first streams ``[N, s]`` as places in their codebooks, the pad 0; outside it for others."""

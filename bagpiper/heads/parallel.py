@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bagpiper.component import Head, Metrics
+from bagpiper.component import Counted, Head, HeadLoss
 from bagpiper.heads.configs import ParallelConfig
-from bagpiper.heads.streams import first_stream_loss, joint_logits, measure, pick
+from bagpiper.heads.streams import first_stream_loss, joint_logits, pick
 from bagpiper.ops.cross_entropy import linear_cross_entropy
-from bagpiper.rows import TokenRows
+from bagpiper.token_rows import TokenRows
 
 
 class ParallelHead(Head):
@@ -28,41 +28,35 @@ class ParallelHead(Head):
         super().__init__(config)
         self.streams = nn.Parameter(torch.zeros(num_streams, width))
 
-    def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
-    ) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows) -> HeadLoss:
         """See ``Head.forward``.
 
         Stream 0 is normalised over the whole vocabulary, the others over the codec ids (all of them, or the stream's
         own).
         """
-        metrics: Metrics = {}
-        total, z_term = first_stream_loss(hidden, targets, weights, rows, self.config.chunk, metrics)
+        total, z_term, counted = first_stream_loss(hidden, targets, weights, rows, self.config.chunk)
         z_terms = [z_term]
-        for stream_loss, z_term in self._audio_streams(hidden, targets, weights, rows, metrics):
-            total = total + stream_loss
+        for stream in range(1, targets.shape[1]):
+            loss, z_term, counted[f"codebook{stream}"] = self._audio_stream(stream, hidden, targets, weights, rows)
+            total = total + loss
             z_terms.append(z_term)
         if self.config.z_loss:
             total = total + self.config.z_loss * torch.stack(z_terms).sum()
-        return total, metrics
+        return HeadLoss(total, counted)
 
-    def _audio_streams(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows, metrics: Metrics
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Loss and z-term of every stream after the first."""
+    def _audio_stream(
+        self, stream: int, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
+    ) -> tuple[torch.Tensor, torch.Tensor, Counted]:
+        """Loss, z-term and targets of a stream after the first."""
         vocabulary = rows.vocabulary
-        losses = []
-        for stream in range(1, targets.shape[1]):
-            joint = self.config.audio_softmax == "joint"
-            first_id = vocabulary.audio_start if joint else vocabulary.audio_pad(stream)
-            block = rows.audio if joint else rows.codebook(stream)
-            local = targets[:, stream] - first_id
-            active = (weights[:, stream] > 0) & (local >= 0) & (local < len(block))
-            state = hidden[active] + self.streams[stream]
-            nll, partition, correct = linear_cross_entropy(state, (block,), local[active], self.config.chunk)
-            losses.append(((nll * weights[active, stream]).sum(), partition.square().sum()))
-            measure(metrics, f"codebook{stream}", nll, correct)
-        return losses
+        joint = self.config.audio_softmax == "joint"
+        block = rows.audio if joint else rows.codebook(stream)
+        local = targets[:, stream] - (vocabulary.audio_start if joint else vocabulary.audio_pad(stream))
+        active = ((weights[:, stream] > 0) & (local >= 0) & (local < len(block))).nonzero()[:, 0]
+        state = hidden.index_select(0, active) + self.streams[stream]
+        nll, partition, correct = linear_cross_entropy(state, (block,), local[active], self.config.chunk)
+        counted = Counted(active, stream, nll.detach(), correct)
+        return (nll * weights[active, stream]).sum(), partition.square().sum(), counted
 
     def logits(
         self, hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None, ids: torch.Tensor | None = None

@@ -1,19 +1,19 @@
-"""What heads share: stream 0 over the whole vocabulary, metrics per group of targets, logits of candidates."""
+"""What heads share: stream 0 over the whole vocabulary, what was counted, logits of candidates."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from bagpiper.component import Metrics
+from bagpiper.component import Counted
+from bagpiper.language.vocabulary import PAD
 from bagpiper.ops.cross_entropy import linear_cross_entropy
-from bagpiper.rows import TokenRows
-from bagpiper.vocabulary import PAD
+from bagpiper.token_rows import TokenRows
 
 
 def first_stream_loss(
-    hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows, chunk: int, metrics: Metrics
-) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Counted]]:
     """Loss of stream 0, normalised over the whole vocabulary (spec section 5).
 
     A target id 0 is never trained on, as in the official code.
@@ -24,26 +24,20 @@ def first_stream_loss(
         weights: loss weights ``[N, S]``.
         rows: the output rows.
         chunk: rows whose logits exist at once; 0 keeps all.
-        metrics: gets those of text and codebook 0.
 
     Returns:
-        weighted sum of cross-entropies, and the sum of squared log-partitions.
+        weighted sum of cross-entropies, the sum of squared log-partitions, and the targets of text and codebook 0.
     """
-    active = (weights[:, 0] > 0) & (targets[:, 0] != PAD)
+    active = ((weights[:, 0] > 0) & (targets[:, 0] != PAD)).nonzero()[:, 0]
     ids = targets[active, 0]
     blocks = (rows.special, rows.text, rows.audio)
-    nll, partition, correct = linear_cross_entropy(hidden[active], blocks, ids, chunk)
+    nll, partition, correct = linear_cross_entropy(hidden.index_select(0, active), blocks, ids, chunk)
     is_audio = ids >= rows.vocabulary.audio_start
-    measure(metrics, "text", nll[~is_audio], correct[~is_audio])
-    measure(metrics, "codebook0", nll[is_audio], correct[is_audio])
-    return (nll * weights[active, 0]).sum(), partition.square().sum()
-
-
-def measure(metrics: Metrics, name: str, nll: torch.Tensor, correct: torch.Tensor) -> None:
-    """Add the loss and accuracy of a group of targets (both ``[n]``)."""
-    count = torch.tensor(float(nll.numel()), device=nll.device)
-    metrics[f"loss/{name}"] = torch.stack([nll.detach().sum(), count])
-    metrics[f"accuracy/{name}"] = torch.stack([correct.sum().float(), count])
+    counted = {
+        name: Counted(active[group], 0, nll.detach()[group], correct[group])
+        for name, group in (("text", ~is_audio), ("codebook0", is_audio))
+    }
+    return (nll * weights[active, 0]).sum(), partition.square().sum(), counted
 
 
 def joint_logits(states: torch.Tensor, rows: TokenRows) -> torch.Tensor:

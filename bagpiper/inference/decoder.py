@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from bagpiper.conversation import Conversation, Modality
 from bagpiper.inference.masks import END_IDS, Rules, segment_rules
 from bagpiper.inference.prompts import embed_prompts
 from bagpiper.inference.sampling import Noise, draw, guide
+from bagpiper.language.conversation import Conversation, Modality
+from bagpiper.language.vocabulary import ASSISTANT, AUDIO, EOS, EOT, MODALITY_IDS, PAD, TEXT, IntArray
 from bagpiper.llms.cache import KeyValueCache
-from bagpiper.settings import DecodeSettings, GenerationSettings
-from bagpiper.vocabulary import ASSISTANT, AUDIO, EOS, EOT, MODALITY_IDS, PAD, TEXT, IntArray
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 
 if TYPE_CHECKING:
     from bagpiper.model import Bagpiper

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bagpiper.conversation import Clip, Conversation, Message, Modality
 from bagpiper.errors import UserError
 from bagpiper.inference.decoder import Decoder, Drawn, Step, Stop
 from bagpiper.inference.masks import END_IDS
 from bagpiper.inference.prompts import with_system_prompt
-from bagpiper.patterns import revert
-from bagpiper.settings import GenerationSettings
-from bagpiper.vocabulary import MODALITY_IDS, IntArray
+from bagpiper.language.conversation import Clip, Conversation, Message, Modality
+from bagpiper.language.patterns import revert
+from bagpiper.language.vocabulary import MODALITY_IDS, IntArray
+from bagpiper.recipe.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from bagpiper.model import Bagpiper

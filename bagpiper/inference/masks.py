@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from bagpiper.errors import UserError
-from bagpiper.patterns import Pattern
-from bagpiper.settings import DecodeSettings, GenerationSettings
-from bagpiper.vocabulary import EOS, EOT, PAD, Vocabulary
+from bagpiper.language.patterns import Pattern
+from bagpiper.language.vocabulary import EOS, EOT, PAD, Vocabulary
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 
 END_IDS = (EOS, EOT)
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.data.audio import BadAudio, read_clip, resample
 from bagpiper.errors import UserError
-from bagpiper.vocabulary import ASSISTANT, PAD, IntArray
+from bagpiper.language.conversation import Clip, Conversation, Message
+from bagpiper.language.vocabulary import ASSISTANT, PAD, IntArray
 
 if TYPE_CHECKING:
     from bagpiper.codecs.configs import CodecConfig
     from bagpiper.encoders.configs import EncoderConfig
     from bagpiper.model import Bagpiper
-    from bagpiper.settings import GenerationSettings
+    from bagpiper.recipe.settings import GenerationSettings
 
 
 def with_system_prompt(conversation: Conversation, system_prompt: str | None) -> Conversation:

@@ -15,9 +15,9 @@ from bagpiper.interop.espnet_export import check_merged
 from bagpiper.interop.resume import Meter, Progress, check_target, continued_folder, identity_of_folder, silent
 from bagpiper.llms.sources import config_from_fields
 from bagpiper.llms.tokenizer import TextTokenizer
-from bagpiper.model_config import read_config
-from bagpiper.model_folder import TOKENIZER, build_empty, check_fit, read_tensors
-from bagpiper.shards import chunks_of, plan_shards, shard_file, spec_of, write_shards
+from bagpiper.recipe.model_config import read_config
+from bagpiper.weights.model_folder import TOKENIZER, build_empty, check_fit, read_tensors
+from bagpiper.weights.safetensors import chunks_of, plan_shards, shard_file, spec_of, write_shards
 
 STEM = "model"
 _CARD = """The text-only LLM of the bagpiper model {name}, with the LLM's own ids (`AutoModelForCausalLM`).

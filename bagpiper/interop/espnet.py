@@ -16,10 +16,10 @@ from bagpiper.interop.names import CODEC, TOWER, VOCAB_WEIGHT, official_shapes, 
 from bagpiper.interop.resume import Meter, Progress, check_target, continued_folder, identity_of, silent
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.model_folder import FROZEN, TOKENIZER, TRAINED, portable_settings, write_records
-from bagpiper.recipe import model_to_dict
-from bagpiper.settings import ModelSettings
-from bagpiper.shards import TensorSpec, chunks_of, write_shards
+from bagpiper.recipe.load import model_to_dict
+from bagpiper.recipe.settings import ModelSettings
+from bagpiper.weights.model_folder import FROZEN, TOKENIZER, TRAINED, portable_settings, write_records
+from bagpiper.weights.safetensors import TensorSpec, chunks_of, write_shards
 
 LICENCES = {
     "Qwen/Qwen3-8B-Base": "Apache-2.0",

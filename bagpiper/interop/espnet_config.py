@@ -19,10 +19,10 @@ from bagpiper.data.importers import UNDERSTANDING_PROMPT
 from bagpiper.encoders.configs import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig
 from bagpiper.errors import UserError
 from bagpiper.heads.configs import ParallelConfig
+from bagpiper.language.vocabulary import NUM_SPECIAL, Vocabulary
 from bagpiper.llms.configs import HfConfig
 from bagpiper.llms.tokenizer import FILE_NAME, TextTokenizer
-from bagpiper.settings import DecodeSettings, GenerationSettings, ModelSettings
-from bagpiper.vocabulary import NUM_SPECIAL, Vocabulary
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings, ModelSettings
 
 QWEN3_8B = {
     "model_type": "qwen3",

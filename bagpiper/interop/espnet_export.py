@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from bagpiper import registry
 from bagpiper.errors import UserError
 from bagpiper.interop.espnet_file import write_checkpoint
 from bagpiper.interop.names import VOCAB_WEIGHT, official_shapes, pieces_of_official
 from bagpiper.interop.resume import Meter, Progress, check_target, continued_file, identity_of_folder, silent
 from bagpiper.model import Bagpiper
-from bagpiper.model_config import read_config
-from bagpiper.model_folder import build_empty, check_fit, read_provenance, read_tensors
-from bagpiper.shards import TensorSpec, chunks_of, spec_of
+from bagpiper.recipe import registry
+from bagpiper.recipe.model_config import read_config
+from bagpiper.weights.model_folder import build_empty, check_fit, read_provenance, read_tensors
+from bagpiper.weights.safetensors import TensorSpec, chunks_of, spec_of
 
 _PARTS = {
     "encoder": ("qwen3_omni", "qwen2_5_omni"),

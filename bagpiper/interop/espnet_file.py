@@ -16,7 +16,7 @@ import torch
 
 from bagpiper.errors import UserError
 from bagpiper.files import sync, write_text
-from bagpiper.shards import Advance, Specs
+from bagpiper.weights.safetensors import Advance, Specs
 
 _READ = 16 << 20
 _SYNC_BYTES = 1 << 30

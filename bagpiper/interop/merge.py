@@ -10,10 +10,12 @@ import torch
 
 from bagpiper.errors import UserError
 from bagpiper.interop.resume import Meter, Progress, check_target, continued_folder, identity_of_folder, silent
+from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.lora import ADAPTER
 from bagpiper.llms.tokenizer import TextTokenizer
-from bagpiper.model_config import read_config
-from bagpiper.model_folder import (
+from bagpiper.recipe.load import model_from_dict
+from bagpiper.recipe.model_config import read_config
+from bagpiper.weights.model_folder import (
     FROZEN,
     TOKENIZER,
     TRAINED,
@@ -24,9 +26,7 @@ from bagpiper.model_folder import (
     read_tensors,
     write_records,
 )
-from bagpiper.recipe import model_from_dict
-from bagpiper.settings import LoraSettings
-from bagpiper.shards import CHUNK_BYTES, TensorSpec, chunks_of, map_tensors, write_shards
+from bagpiper.weights.safetensors import CHUNK_BYTES, TensorSpec, chunks_of, map_tensors, write_shards
 
 Tensors = Mapping[str, torch.Tensor]
 

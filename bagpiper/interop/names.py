@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bagpiper.vocabulary import NUM_SPECIAL, Vocabulary
+from bagpiper.language.vocabulary import NUM_SPECIAL, Vocabulary
 
 VOCAB_WEIGHT = "vocab_weight"
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."

@@ -1,9 +1,9 @@
-"""Configs of the LLMs."""
+"""Configs of the LLMs and of adaptors in them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -36,3 +36,20 @@ class HfConfig:
     source: str | None = None
     config: dict[str, Any] | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adaptors on the LLM's linear layers (peft).
+
+    Attributes:
+        rank, alpha, dropout: as in LoRA (arXiv:2106.09685).
+        targets: names of linear layers, or ``all-linear``.
+        quantize: ``nf4`` loads the frozen base in 4 bits (QLoRA, bitsandbytes).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    quantize: Literal["none", "nf4"] = "none"

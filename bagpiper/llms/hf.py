@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,25 +12,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bagpiper.batch import Spans
-from bagpiper.component import Component
-from bagpiper.llms.cache import KeyValueCache
+from bagpiper.component import Backbone, KeysValues
+from bagpiper.llms.checks import check_isolation, check_rows, read_reference
 from bagpiper.llms.configs import HfConfig
-from bagpiper.llms.probe import check_isolation, check_rows, read_reference
 from bagpiper.llms.sources import config_from_fields, fields_of, find_source
 from bagpiper.ops.attention import register_attention
 
 
-class HfBackbone(Component):
+class HfBackbone(Backbone):
     """The layers of a causal LM, from embeddings to the hidden states after the final norm.
 
     Attributes:
         model: transformers' base model; its token embedding is gone.
-        width: hidden size.
-        text_size: rows of the LLM's vocabulary matrices, which may exceed the tokenizer's length.
-        tied: whether the LLM's input and output rows are one matrix.
-        text_rows_in, text_rows_out: pretrained rows ``[text_size, width]`` until ``take_text_rows``; None where rows
-            are not loaded or, for the output, tied.
     """
+
+    config: HfConfig
 
     def __init__(self, config: HfConfig, vocab_size: int | None = None) -> None:
         """Build.
@@ -42,8 +39,7 @@ class HfBackbone(Component):
             ValueError: the LLM cannot be loaded, or cannot run packs.
         """
         super().__init__(config)
-        self.text_rows_in: torch.Tensor | None = None
-        self.text_rows_out: torch.Tensor | None = None
+        self._text_rows: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         is_meta = torch.empty(0).device.type == "meta"
         attention = register_attention()
         reference = None
@@ -57,31 +53,36 @@ class HfBackbone(Component):
         else:
             causal_lm = find_source(config.source).causal_lm()
             reference = read_reference(causal_lm)
-        hf_config = causal_lm.config
-        self.tied = bool(hf_config.tie_word_embeddings)
-        self.text_size = int(causal_lm.get_input_embeddings().weight.shape[0])
-        self.width = int(causal_lm.get_input_embeddings().weight.shape[1])
+        self.tied = bool(causal_lm.config.tie_word_embeddings)
+        rows_in = causal_lm.get_input_embeddings().weight.detach()
+        self.text_size, self.width = int(rows_in.shape[0]), int(rows_in.shape[1])
         if vocab_size is not None and vocab_size != self.text_size:
             raise ValueError(f"llm '{config.source}' has {self.text_size} text rows, not {vocab_size}")
         if reference is not None:
-            self.text_rows_in = causal_lm.get_input_embeddings().weight.detach()
-            self.text_rows_out = None if self.tied else causal_lm.get_output_embeddings().weight.detach()
+            rows_out = None if self.tied else causal_lm.get_output_embeddings().weight.detach()
+            self._text_rows = (rows_in, rows_out)
         self.model = _base_model(causal_lm)
         self.model.config.use_cache = False
         self.model.config._attn_implementation = attention
+        self._cache_word = _cache_word(self.model)
         if not is_meta:
-            check_isolation(self)
+            check_isolation(self, self.alone, exact=not _has_experts(self.model.config))
         if reference is not None:
-            check_rows(self, reference)
+            check_rows(self, reference, *self._text_rows)
 
     @property
     def name(self) -> str:
-        """For messages: the source, or the model type."""
+        """The source, or the model type."""
         return str(self.config.source or self.model.config.model_type)
 
     @property
+    def body(self) -> nn.Module:
+        """See ``Backbone.body``."""
+        return self.model
+
+    @property
     def layers(self) -> nn.ModuleList:
-        """The decoder layers."""
+        """See ``Backbone.layers``."""
         return next(module for module in self.model.children() if isinstance(module, nn.ModuleList))
 
     def forward(
@@ -90,43 +91,34 @@ class HfBackbone(Component):
         positions: torch.Tensor,
         *,
         spans: Spans | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeysValues | None = None,
     ) -> torch.Tensor:
-        """Run the layers, over a pack or over the next rows of a cache.
-
-        Args:
-            embeds: ``[B, L, H]``; B is 1 for a pack.
-            positions: int64 ``[B, L]``, restarting at 0 in every example.
-            spans: borders of the pack's examples.
-            cache: keys and values so far, between its ``begin`` and ``commit``.
-
-        Returns:
-            ``[B, L, H]`` after the final norm.
-        """
+        """See ``Backbone.forward``."""
         assert (spans is None) == (cache is not None), "either the spans of a pack or a cache"
         assert spans is None or embeds.shape[0] == 1, "a pack is one row"
+        known = {"spans": spans} if cache is None else {"visible": cache.visible, self._cache_word: cache}
         output = self.model(
-            inputs_embeds=embeds,
-            attention_mask=None,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({"spans": spans} if cache is None else {"visible": cache.visible}),
+            inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=cache is not None, **known
         )
         return output.last_hidden_state
 
-    def take_text_rows(self) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
-        """Hand the pretrained rows over; this component forgets them, so that they exist once.
+    def alone(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[L, H]`` of one example alone, with the attention that transformers spells out."""
+        config = self.model.config
+        name = config._attn_implementation
+        try:
+            config._attn_implementation = "eager"
+            return self.model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
+        finally:
+            config._attn_implementation = name
 
-        Returns:
-            Input rows, output rows (None if tied) and whether they are tied; without pretrained rows (None, None, ...).
-        """
-        rows = (self.text_rows_in, self.text_rows_out, self.tied)
-        self.text_rows_in = self.text_rows_out = None
+    def take_text_rows(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """See ``Backbone.take_text_rows``."""
+        rows, self._text_rows = self._text_rows, (None, None)
         return rows
 
     def gradient_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the layers in the backward pass instead of keeping their activations."""
+        """See ``Backbone.gradient_checkpointing``."""
         # Not transformers' public switch: between 5.14 and 5.23 it changed its name, and it looks for the token
         # embedding that is gone here.
         self.model._set_gradient_checkpointing(enable, partial(checkpoint, use_reentrant=False))
@@ -169,3 +161,13 @@ def _base_model(causal_lm: Any) -> Any:
     assert base is not causal_lm, "transformers' causal LMs wrap a base model"
     base.set_input_embeddings(None)
     return base
+
+
+def _has_experts(config: Any) -> bool:
+    """Whether rows choose among experts; transformers' configs count them under names that differ by model."""
+    return any("experts" in key and isinstance(value, int) and value > 1 for key, value in config.to_dict().items())
+
+
+def _cache_word(model: nn.Module) -> str:
+    """What the model calls its cache: ``cache`` since transformers 5.24, ``past_key_values`` before."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"

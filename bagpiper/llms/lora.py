@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bagpiper.llms.hf import HfBackbone
-from bagpiper.settings import LoraSettings
+from bagpiper.component import Backbone
+from bagpiper.llms.configs import LoraSettings
 
 ADAPTER = "default"
 ALL_LINEAR = "all-linear"
 
 
-def add_lora(backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: torch.dtype = torch.float32) -> list[str]:
+def add_lora(backbone: Backbone, settings: LoraSettings, *, compute_dtype: torch.dtype = torch.float32) -> list[str]:
     """Freeze the backbone and put low-rank adaptors beside its linear layers; at first they change nothing.
 
     The layers are replaced inside the backbone (no wrapper): their weights move to ``...base_layer.weight``.
@@ -38,8 +38,8 @@ def add_lora(backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: tor
         raise ValueError("stage.lora: this LLM has LoRA adaptors already; merge them first")
     if settings.rank < 1:
         raise ValueError(f"stage.lora.rank must be at least 1, got {settings.rank}")
-    targets = _find_targets(backbone.model, settings.targets)
-    backbone.model.requires_grad_(False)
+    targets = _find_targets(backbone.body, settings.targets)
+    backbone.body.requires_grad_(False)
     if settings.quantize == "nf4":
         quantize_nf4(backbone, compute_dtype)
     inject_adapter_in_model(
@@ -50,16 +50,16 @@ def add_lora(backbone: HfBackbone, settings: LoraSettings, *, compute_dtype: tor
             target_modules=targets,
             bias="none",
         ),
-        backbone.model,
+        backbone.body,
         adapter_name=ADAPTER,
     )
     return [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
 
 
-def merge_lora(backbone: HfBackbone) -> None:
+def merge_lora(backbone: Backbone) -> None:
     """Add the adaptors to the weights and remove them; quantised layers become ordinary float32 layers again."""
     for name, layer in _changed_layers(backbone).items():
-        backbone.model.set_submodule(name, merged_layer(layer))
+        backbone.body.set_submodule(name, merged_layer(layer))
 
 
 def merged_layer(layer: Any) -> nn.Linear:
@@ -81,7 +81,7 @@ def merged_layer(layer: Any) -> nn.Linear:
 
 
 @contextmanager
-def merged_for_a_while(backbone: HfBackbone) -> Iterator[None]:
+def merged_for_a_while(backbone: Backbone) -> Iterator[None]:
     """Inside the block the backbone computes what ``merge_lora`` would leave; afterwards it is as it was.
 
     Every layer is merged anew whenever it is called, so that one merged layer exists at a time: all of them would be
@@ -97,7 +97,7 @@ def merged_for_a_while(backbone: HfBackbone) -> Iterator[None]:
             del layer.forward
 
 
-def _changed_layers(backbone: HfBackbone) -> dict[str, Any]:
+def _changed_layers(backbone: Backbone) -> dict[str, Any]:
     """Layers with adaptors, and quantised layers without."""
     from bagpiper.llms.nf4 import Nf4Linear
 
@@ -105,25 +105,25 @@ def _changed_layers(backbone: HfBackbone) -> dict[str, Any]:
     bases = {id(layer.get_base_layer()) for layer in adapted.values()}
     quantized = {
         name: module
-        for name, module in backbone.model.named_modules()
+        for name, module in backbone.body.named_modules()
         if isinstance(module, Nf4Linear) and id(module) not in bases
     }
     return {**adapted, **quantized}
 
 
-def quantize_nf4(backbone: HfBackbone, compute_dtype: torch.dtype = torch.float32) -> None:
+def quantize_nf4(backbone: Backbone, compute_dtype: torch.dtype = torch.float32) -> None:
     """Replace every linear layer of the backbone by its NF4 form (frozen)."""
     from bagpiper.llms.nf4 import Nf4Linear
 
-    for name, module in list(backbone.model.named_modules()):
+    for name, module in list(backbone.body.named_modules()):
         if type(module) is nn.Linear:
-            backbone.model.set_submodule(name, Nf4Linear.from_linear(module, compute_dtype))
+            backbone.body.set_submodule(name, Nf4Linear.from_linear(module, compute_dtype))
 
 
-def _lora_layers(backbone: HfBackbone) -> dict[str, Any]:
+def _lora_layers(backbone: Backbone) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    return {name: module for name, module in backbone.model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in backbone.body.named_modules() if isinstance(module, LoraLayer)}
 
 
 def _find_targets(model: nn.Module, targets: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: 
     varlen_attn: Callable[..., torch.Tensor] = varlen.varlen_attn  # type: ignore[assignment]
 
     # torch 2.11 takes is_causal, 2.13 a window; neither takes the other's keyword
-    known = inspect.signature(varlen_attn).parameters
+    known = _varlen_keywords()
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and "enable_gqa" in known:
@@ -78,6 +79,14 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: 
     rows = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]
     mixed = varlen_attn(*rows, spans.cu_seqlens, spans.cu_seqlens, spans.max_length, spans.max_length, **options)
     return mixed.transpose(0, 1)[None]
+
+
+@cache
+def _varlen_keywords() -> frozenset[str]:
+    """Names of what torch's kernel takes here; asked once, since it would cost more than the kernel of a short pack."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _attention_for_transformers(

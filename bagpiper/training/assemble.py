@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bagpiper.component import Codec
+from bagpiper.data.codes import CodeCache
+from bagpiper.data.layout import Layout
+from bagpiper.draws import derive_seed
 from bagpiper.llms.lora import add_lora, merge_lora
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.model_config import find_model, read_config
-from bagpiper.model_folder import load_model, read_provenance
-from bagpiper.settings import Recipe
+from bagpiper.recipe.model_config import find_model, read_config
+from bagpiper.recipe.settings import DataSettings, Recipe
 from bagpiper.training.optimizer import build_optimizer, build_schedule
-from bagpiper.training.seeds import derive_seed
 from bagpiper.training.stages import apply_stage
+from bagpiper.weights.model_folder import load_model, read_provenance
 
 
 def build_model(recipe: Recipe, tokenizer: TextTokenizer, codec: Codec) -> Bagpiper:
@@ -77,10 +80,22 @@ def make_ready(model: Bagpiper, recipe: Recipe) -> Bagpiper:
     if recipe.trainer.compile:
         for layer in model.llm.layers:
             layer.compile()
-    model.frame_dropout = recipe.data.frame_dropout
     model.make_optimizer = lambda trained: _optimizers(trained, recipe)
     model.strict_loading = False  # weights come from model/, the resume state holds none
     return model
+
+
+def build_layout(model: Bagpiper, data: DataSettings, cache: CodeCache) -> Layout:
+    """How examples of a run are laid out for its model: the one place where ``data.loss_region`` acts.
+
+    Args:
+        model: gives the language and the promises of its parts.
+        data: of the recipe.
+        cache: codes of the spoken clips; also says how clips are resampled.
+    """
+    template = replace(model.template, loss_region=data.loss_region)
+    settings = model.settings
+    return Layout(template, settings.encoder, settings.adaptor, settings.codec, cache)
 
 
 def _optimizers(model: Bagpiper, recipe: Recipe) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from bagpiper.settings import OptimizerSettings
+from bagpiper.recipe.settings import OptimizerSettings
 from bagpiper.training.muon import MuonWithAdamW
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps")

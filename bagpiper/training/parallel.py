@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy
 
 from bagpiper.errors import UserError
-from bagpiper.settings import Recipe
+from bagpiper.recipe.settings import Recipe
 
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 

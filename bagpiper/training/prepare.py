@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bagpiper import registry
 from bagpiper.codecs.configs import RvqConfig
 from bagpiper.component import Codec, Encoder
+from bagpiper.console import counted, told
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import Example, distinct_clips, read_sources
 from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
-from bagpiper.data.soundscapes.corpus import make_corpus
-from bagpiper.data.soundscapes.voice import HibariVoice
+from bagpiper.draws import derive_seed
 from bagpiper.errors import UserError
 from bagpiper.files import replacing_file, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
-from bagpiper.settings import Recipe, SourceSettings
-from bagpiper.training.seeds import derive_seed
+from bagpiper.recipe import registry
+from bagpiper.recipe.rules import VOICE_MISSING
+from bagpiper.recipe.settings import Recipe, SourceSettings
+from bagpiper.soundscapes.corpus.make import make_corpus
+from bagpiper.soundscapes.corpus.voice import HibariVoice
 
 CODEC, TOKENIZER = "codec.safetensors", "tokenizer"
 _CALIBRATION_SECONDS = 300.0
@@ -67,7 +66,7 @@ def prepare_examples(recipe: Recipe, folder: Path, console: Console) -> Examples
                     on_bad=data.on_bad_example,
                     max_seconds=data.max_seconds,
                     ledger=ledger,
-                    probe_cache=cache_folder(recipe, folder) / "probes.json",
+                    probe_cache=recipe.cache_folder / "probes.json",
                 )
                 if sources
                 else []
@@ -86,23 +85,15 @@ def _sources(
     if data.soundscapes is None:
         raise UserError("there is nothing to train on: set data.sources, or data.soundscapes to make a corpus")
     made = data.soundscapes
-    corpus = corpus_folder(recipe, folder)
+    corpus = recipe.corpus_folder
     with told(console, "corpus") as say, counted(console, "making clips") as advance, _for_users():
-        voice = HibariVoice() if made.speech else None
+        try:
+            voice = HibariVoice() if made.speech else None
+        except ModuleNotFoundError as error:
+            raise UserError(VOICE_MISSING) from error
         make_corpus(corpus, made.train, made.valid, made.test, made.seed, made.variety, advance, voice)
         say(f"{made.train + made.valid + made.test} clips in {corpus}")
     return soundscape_sources(corpus)
-
-
-def corpus_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where the soundscapes corpus of a run lies."""
-    made = recipe.data.soundscapes
-    return Path(made.folder) if made is not None and made.folder else folder / "corpus"
-
-
-def cache_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where codes and probed clips are kept."""
-    return Path(recipe.data.cache) if recipe.data.cache else folder / "cache"
 
 
 def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], console: Console) -> TextTokenizer:
@@ -191,7 +182,7 @@ def prepare_codes(
     recipe: Recipe, folder: Path, codec: Codec, examples: Examples, device: torch.device, console: Console
 ) -> CodeCache:
     """Encode every clip that the model is to make, once."""
-    cache = CodeCache(cache_folder(recipe, folder), codec.weights_hash(), recipe.data.resampler)
+    cache = CodeCache(recipe.cache_folder, codec.weights_hash(), recipe.data.resampler)
     clips = distinct_clips([*examples.train, *examples.valid], spoken=True)
 
     def encode(waves: list[NDArray[np.float32]]) -> list[NDArray[np.int64]]:
@@ -217,27 +208,6 @@ def _for_users() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-@contextmanager
-def told(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """One line when the block ends: what was done, in how many seconds."""
-    start = time.monotonic()
-    said: list[str] = []
-    yield said.append
-    console.print(f"{what}: {' '.join(said)} ({time.monotonic() - start:.1f} s)", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def counted(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar in a terminal, nothing elsewhere; the function takes what is done and the total."""
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns: list[Any] = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _minutes(waves: Sequence[NDArray[np.float32]], config: RvqConfig) -> str:

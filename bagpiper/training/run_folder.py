@@ -20,9 +20,9 @@ import yaml
 
 from bagpiper.errors import UserError
 from bagpiper.files import write_text
-from bagpiper.recipe import dump_recipe
-from bagpiper.settings import Recipe
-from bagpiper.training.checkpoints import list_checkpoints, remove_leftovers
+from bagpiper.recipe.load import dump_recipe
+from bagpiper.recipe.settings import Recipe
+from bagpiper.training.checkpoints import Checkpoint, list_checkpoints, remove_leftovers
 
 RECIPE, ENVIRONMENT, FINGERPRINT, ORIGIN = "recipe.yaml", "environment.json", "fingerprint.json", "started_from.json"
 
@@ -68,6 +68,19 @@ _SECRET = re.compile(r"(^|[._-])(token|secret|password|passwd|key|credentials?)$
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO)
+
+
+def check_start(folder: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
+    """The checkpoint to continue from; None for a new run.
+
+    Raises:
+        UserError: as ``check_new`` and ``check_resume``.
+    """
+    if not resume:
+        check_new(folder, recipe)
+        return None
+    check_resume(folder, recipe)
+    return list_checkpoints(folder)[-1]
 
 
 def check_new(folder: Path, recipe: Recipe) -> None:
@@ -212,11 +225,11 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: that fails; says why and what to do.
     """
-    probe = folder / ".tmp-probe"
+    trial = folder / ".tmp-trial"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 65536)
-        probe.unlink()
+        trial.write_bytes(b"\0" * 65536)
+        trial.unlink()
 
 
 @contextmanager

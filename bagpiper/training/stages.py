@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bagpiper.model import Bagpiper
-from bagpiper.settings import StageSettings
+from bagpiper.recipe.settings import StageSettings
 
 
 def apply_stage(model: Bagpiper, stage: StageSettings) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from isolation import DISTURBANCES, check_isolation
 
 from bagpiper.adaptors.configs import ConvConfig, LinearConfig, MlpConfig, QformerConfig
-from bagpiper.registry import build
+from bagpiper.recipe.registry import build
 
 CONFIGS = [
     LinearConfig(),

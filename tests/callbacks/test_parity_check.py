@@ -15,11 +15,11 @@ from runs import tiny_recipe
 from bagpiper.callbacks import parity as callback
 from bagpiper.callbacks.parity import ParityCheck
 from bagpiper.errors import UserError
-from bagpiper.evaluation.parity import is_sharded
-from bagpiper.evaluation.parity_report import STEP, Comparison, ParityReport
 from bagpiper.llms.cache import KeyValueCache
-from bagpiper.training import run as run_module
-from bagpiper.training.run import run
+from bagpiper.parity.compare import is_sharded
+from bagpiper.parity.report import STEP, Comparison, ParityReport
+from bagpiper.run import run
+from bagpiper.training import begin
 
 GOOD = ParityReport(("a",), "float32", 5, 1.0, (Comparison(STEP, 1e-6, 1e-4),))
 BAD = ParityReport(("a",), "float32", 5, 1.0, (Comparison(STEP, 1.0, 1e-4),))
@@ -115,15 +115,15 @@ def test_a_run_with_a_broken_cache_knows_it(
 ) -> None:
     recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=1)  # type: ignore[arg-type]
     recipe.parity.at_end = True
-    begin, build = KeyValueCache.begin, run_module.build_model
+    announce, build = KeyValueCache.begin, begin.build_model
 
     def broken(*arguments: object) -> object:
         model = build(*arguments)  # type: ignore[arg-type]
-        late = lambda self, new_lengths, width: begin(self, new_lengths, width) + (width == 1)  # noqa: E731
+        late = lambda self, new_lengths, width: announce(self, new_lengths, width) + (width == 1)  # noqa: E731
         monkeypatch.setattr(KeyValueCache, "begin", late)
         return model
 
-    monkeypatch.setattr(run_module, "build_model", broken)
+    monkeypatch.setattr(begin, "build_model", broken)
     finished = run(recipe, console=Console(file=io.StringIO()))
     assert finished.parity is not None and not finished.parity.passed
     assert (tmp_path / "run" / "model" / "config.json").is_file()

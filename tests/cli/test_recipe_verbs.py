@@ -16,8 +16,8 @@ from bagpiper import __version__
 from bagpiper.cli import main as cli
 from bagpiper.cli.recipes import read_header
 from bagpiper.errors import UserError
-from bagpiper.recipe import dump_recipe, load_recipe, shipped
-from bagpiper.recipe_source import read
+from bagpiper.recipe.load import dump_recipe, load_recipe, shipped
+from bagpiper.recipe.source import read
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

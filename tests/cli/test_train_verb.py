@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bagpiper.cli.train import add_verbs
 from bagpiper.errors import UserError
 from bagpiper.model import Bagpiper
-from bagpiper.recipe import dump_recipe
+from bagpiper.recipe.load import dump_recipe
 from bagpiper.training.checkpoints import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,13 +106,12 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(recipe_file, tmp_path)
 
 def test_a_run_whose_parity_check_fails_ends_with_exit_status_1(recipe_file, tmp_path, monkeypatch):
     """The model is there all the same; only who asks for more than training must know."""
-    from bagpiper.evaluation.parity_report import STEP, Comparison, ParityReport
-    from bagpiper.training import run as run_module
-    from bagpiper.training.run import Finished
+    from bagpiper import run as composing
+    from bagpiper.parity.report import STEP, Comparison, ParityReport
 
     def finish(comparison):
         report = ParityReport(("a",), "float32", 1, 1.0, (comparison,))
-        monkeypatch.setattr(run_module, "run", lambda *_: Finished(tmp_path / "run", [], None, report))
+        monkeypatch.setattr(composing, "run", lambda *_: composing.Finished(tmp_path / "run", [], None, report))
         return call(recipe_file)
 
     assert finish(Comparison(STEP, 1e-6, 1e-4)).exit_code == 0

@@ -92,8 +92,8 @@ def test_an_existing_sound_is_kept_unless_forced(
 def test_parity_exits_with_1_when_something_differs(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bagpiper.evaluation import parity
     from bagpiper.model import Bagpiper
+    from bagpiper.parity import compare
 
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
@@ -105,7 +105,7 @@ def test_parity_exits_with_1_when_something_differs(
     assert json.loads((run / "parity.json").read_text())["passed"]
     assert sorted(path.name for path in run.iterdir()) == before
 
-    load_model = parity.load_model
+    load_model = compare.load_model
 
     def forgetful(folder: Path, device: object) -> Bagpiper:
         model = load_model(folder, device)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_parity_exits_with_1_when_something_differs(
             model.llm.model.norm.weight.data.mul_(1.01)
         return model
 
-    monkeypatch.setattr(parity, "load_model", forgetful)
+    monkeypatch.setattr(compare, "load_model", forgetful)
     assert call("parity", run, monkeypatch=monkeypatch) == 1
     assert "DIFFERS" in capsys.readouterr().out
     record = json.loads((run / "parity.json").read_text())

@@ -12,15 +12,15 @@ import torch
 from tiny import TEXTS, noise, tiny_settings
 from tiny_codecs import TINY, frames, tiny
 
-from bagpiper import registry
 from bagpiper.batch import collate
 from bagpiper.component import Codec
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.inference.generate import generate
+from bagpiper.language.conversation import Clip, Conversation, Message
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.model_folder import load_model, save_model
-from bagpiper.settings import DecodeSettings, GenerationSettings
+from bagpiper.recipe import registry
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
+from bagpiper.weights.model_folder import load_model, save_model
 
 NAMES = [*TINY, "dac with one codebook", "mimi with six codebooks"]
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_codecs import TINY, frames, tiny, wave
 
-from bagpiper import registry
 from bagpiper.codecs.configs import PUBLISHED, DacConfig, EncodecConfig, MimiConfig, XcodecConfig
 from bagpiper.codecs.hf import full_precision
-from bagpiper.recipe import model_from_dict, model_to_dict
-from bagpiper.settings import ModelSettings
+from bagpiper.recipe import registry
+from bagpiper.recipe.load import model_from_dict, model_to_dict
+from bagpiper.recipe.settings import ModelSettings
 
 each = pytest.mark.parametrize("name", TINY)
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bagpiper import registry
 from bagpiper.codecs.configs import RvqConfig
 from bagpiper.codecs.rvq import RvqCodec
+from bagpiper.recipe import registry
 
 RATE = 16000
 PITCHES = [261.63, 293.66, 329.63, 392.0, 440.0, 523.25, 587.33, 659.26, 783.99, 880.0, 1046.5, 1318.51]

@@ -13,9 +13,9 @@ import torch
 from tiny_codecs import TINY, frames, tiny
 from transformers import XcodecConfig as HfXcodecConfig
 
-from bagpiper import registry
 from bagpiper.codecs.configs import XcodecConfig
 from bagpiper.codecs.xcodec import XcodecCodec, xcodec_config
+from bagpiper.recipe import registry
 
 XCODEC = TINY["xcodec"]
 

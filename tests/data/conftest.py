@@ -14,14 +14,14 @@ import soundfile
 
 from bagpiper.adaptors.configs import AdaptorConfig, LinearConfig
 from bagpiper.codecs.configs import CodecConfig
-from bagpiper.conversation import Template
 from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import Example, distinct_clips, read_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.encoders.configs import EncoderConfig, MelConfig
-from bagpiper.patterns import get_pattern
-from bagpiper.settings import SourceSettings
-from bagpiper.vocabulary import Vocabulary
+from bagpiper.language.conversation import Template
+from bagpiper.language.patterns import get_pattern
+from bagpiper.language.vocabulary import Vocabulary
+from bagpiper.recipe.settings import SourceSettings
 
 CODEC = CodecConfig(sample_rate=16000, hop=640, num_codebooks=3, codebook_size=64)
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bagpiper.conversation import from_json
 from bagpiper.data.importers import import_demo, import_dialogues, import_pairs, soundscape_sources
 from bagpiper.errors import UserError
-from bagpiper.settings import SourceSettings
+from bagpiper.language.conversation import from_json
+from bagpiper.recipe.settings import SourceSettings
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

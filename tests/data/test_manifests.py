@@ -14,7 +14,7 @@ from bagpiper.data.audio import probe_clip
 from bagpiper.data.examples import distinct_clips
 from bagpiper.data.ledger import Ledger
 from bagpiper.errors import UserError
-from bagpiper.settings import SourceSettings
+from bagpiper.recipe.settings import SourceSettings
 
 ASSISTANT = {"role": "assistant", "content": "hi"}
 
@@ -70,8 +70,8 @@ def test_bad_line_is_left_out_and_counted_where_the_recipe_says_so(case: str, fo
     assert "3 examples read, 2 used; 1 left out" in ledger.summary()
     assert "train.jsonl:2" in ledger.summary() and words in ledger.summary()
     metrics = ledger.as_metrics()
-    assert metrics["data/skipped"] == 1 and metrics["data/train/read"] == 3
-    assert sum(value for name, value in metrics.items() if name.startswith("data/train/skipped_")) == 1
+    assert metrics["skipped"] == 1 and metrics["train/read"] == 3
+    assert sum(value for name, value in metrics.items() if name.startswith("train/skipped_")) == 1
 
 
 def test_all_faults_come_at_once_up_to_twenty(folder: Any) -> None:
@@ -188,7 +188,7 @@ def test_unwritable_cache_folder_names_the_way_out(folder: Any, rows: Any) -> No
 def test_metric_names_fit_mlflow() -> None:
     ledger = Ledger()
     ledger.skip("a b/c:d", "audio: not audio", "x")
-    assert "data/a_b_c_d/skipped_audio_not_audio" in ledger.as_metrics()
+    assert "a_b_c_d/skipped_audio_not_audio" in ledger.as_metrics()
 
 
 def test_every_left_out_example_is_counted_even_if_not_shown() -> None:

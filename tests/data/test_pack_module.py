@@ -18,11 +18,11 @@ import torch
 
 from bagpiper.adaptors.configs import MlpConfig
 from bagpiper.batch import Batch
-from bagpiper.data.layout import condition_to_keep
+from bagpiper.data.layout import Layout, condition_to_keep
 from bagpiper.data.module import PackDataModule
 from bagpiper.errors import UserError
-from bagpiper.settings import DataSettings, SourceSettings
-from bagpiper.vocabulary import ASSISTANT, AUDIO, PAD
+from bagpiper.language.vocabulary import ASSISTANT, AUDIO, PAD
+from bagpiper.recipe.settings import DataSettings, SourceSettings
 
 Make = Callable[..., PackDataModule]
 
@@ -75,11 +75,16 @@ def make(folder: Any, sources: tuple[SourceSettings, SourceSettings]) -> Make:
     def build(**changes: Any) -> PackDataModule:
         named = {item.name for item in fields(DataSettings)}
         settings = {"token_budget": 128, "workers": 0, "cfg_dropout": 0.3, **changes}
-        arguments = {"train": train, "valid": valid, "seed": 5, "template": folder.template, "adaptor": folder.adaptor}
-        arguments |= {key: settings.pop(key) for key in list(settings) if key not in named}
-        return PackDataModule(
-            encoder=folder.encoder, codec=folder.codec, cache=cache, settings=DataSettings(**settings), **arguments
+        arguments = {"train": train, "valid": valid, "seed": 5}
+        layout = Layout(
+            settings.pop("template", folder.template),
+            folder.encoder,
+            settings.pop("adaptor", folder.adaptor),
+            folder.codec,
+            cache,
         )
+        arguments |= {key: settings.pop(key) for key in list(settings) if key not in named}
+        return PackDataModule(layout=layout, settings=DataSettings(**settings), **arguments)
 
     return build
 
@@ -137,7 +142,7 @@ def test_resume_is_the_tail_of_the_uninterrupted_stream(make: Make, workers: int
     for batch in itertools.islice(iter(whole.train_dataloader()), position + 4):
         batches.append(batch)
         if len(batches) <= position:
-            whole.consumed()  # the loader itself is always further on
+            whole.position += 1  # the loader itself is always further on
     resumed = make(workers=workers)
     resumed.load_state_dict(whole.state_dict())
     assert resumed.position == position
@@ -146,7 +151,7 @@ def test_resume_is_the_tail_of_the_uninterrupted_stream(make: Make, workers: int
 
 def test_state_is_plain_and_loads_safely(make: Make, tmp_path: Path) -> None:
     module = make()
-    module.consumed(3)
+    module.position = 3
     torch.save(module.state_dict(), tmp_path / "state.pt")
     other = make()
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -156,7 +161,7 @@ def test_state_is_plain_and_loads_safely(make: Make, tmp_path: Path) -> None:
 def test_resume_on_other_ranks_goes_on_at_the_same_pack(make: Make) -> None:
     """The official resume is tied to the number of ranks (spec section 11.5)."""
     one = make()
-    one.consumed(12)
+    one.position = 12
     seen = take(one.train_dataloader(), 6)
     ranks = [make(rank=rank, world=3) for rank in range(3)]
     for module in ranks:
@@ -280,7 +285,7 @@ def test_text_longer_than_the_budget_is_named_or_counted(folder: Any, rows: Any,
         make(train=train, max_rows=20)
     module = make(train=train, on_bad_example="skip")
     assert {key for batch in take(module.train_dataloader(), 3) for key in batch.keys} == {"ok"}
-    assert module.ledger.as_metrics()["data/long/skipped_too_many_rows"] == 1
+    assert module.ledger.as_metrics()["long/skipped_too_many_rows"] == 1
     module = make(train=train, max_rows=400)
     assert {batch.keys: len(batch) > 128 for batch in take(module.train_dataloader(), 2)} == {
         ("ok",): False,
@@ -320,12 +325,17 @@ def test_clip_that_vanishes_while_training(make: Make, folder: Any) -> None:
     (folder.path / "train.jsonl-1.wav").unlink()
     with pytest.raises(UserError, match=r"train\.jsonl-1\.wav: no such file"):
         take(make(workers=2, cfg_dropout=0.0).train_dataloader(), 12)
-    module = make(on_bad_example="skip", cfg_dropout=0.0)
+    said: list[str] = []
+    module = make(on_bad_example="skip", cfg_dropout=0.0, tell=said.append)
     batch = module.batch_at(position)
     assert batch.keys == tuple(key for key in keys if key != "train1")
     (note,) = batch.notes
-    assert "train.jsonl:2: left out" in note
-    assert module.ledger.as_metrics()["data/train/lost_while_training"] == 1
+    assert note.source == "train" and "train.jsonl:2: left out" in note.text
+    assert "train/lost_while_training" not in module.ledger.as_metrics(), "laid out ahead, not consumed yet"
+    for _ in range(2):
+        module.on_after_batch_transfer(batch, 0)
+    assert module.ledger.as_metrics()["train/lost_while_training"] == 2
+    assert said == [note.text], "told once"
 
 
 def test_pack_that_is_lost_whole_gives_way_to_the_next(make: Make, folder: Any) -> None:
@@ -336,7 +346,12 @@ def test_pack_that_is_lost_whole_gives_way_to_the_next(make: Make, folder: Any) 
     for path in folder.path.rglob("*.codes"):
         path.unlink()
     batch = module.batch_at(0)
-    assert batch.keys and batch.notes
+    assert batch.keys and equal(replace(batch, notes=()), replace(module.batch_at(1), notes=())), "the next pack"
+    module.on_after_batch_transfer(batch, 0)
+    counts = module.ledger.as_metrics()
+    assert counts["train/lost_while_training"] == len([note for note in batch.notes if note.text])
+    assert counts["train/repeated_in_place_of_lost"] == len(batch.keys)
+    assert f"{len(batch.keys)} times an example was trained on once more" in module.ledger.summary()
     for path in folder.path.glob("*.wav"):
         path.unlink()
     with pytest.raises(UserError, match="not one training example can be read"):
@@ -369,7 +384,7 @@ def test_texts_are_tokenised_once_and_never_in_a_data_thread(make: Make, folder:
 def test_resampled_clips_are_counted(make: Make) -> None:
     module = make()
     metrics = module.ledger.as_metrics()
-    assert metrics["data/train/resampled"] == 16 and metrics["data/valid/resampled"] == 4
+    assert metrics["train/resampled"] == 16 and metrics["valid/resampled"] == 4
     assert "24 training examples in" in module.describe() and "validation examples" in module.describe()
 
 
@@ -387,9 +402,6 @@ class Recorder(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         pass
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.trainer.datamodule.consumed()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bagpiper.data.packing import PackStream, copies, fill_of, plan_epoch, uniform
+from bagpiper.data.packing import PackStream, copies, fill_of, plan_epoch
+from bagpiper.draws import uniform
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=200)
 

@@ -13,17 +13,18 @@ import torch
 from rich.console import Console
 from tiny import noise, tiny_model, tiny_settings
 
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.data import sinc
 from bagpiper.data.audio import read_clip, resample, resampled_length
 from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import distinct_clips
+from bagpiper.data.layout import Layout
 from bagpiper.data.ledger import Ledger
 from bagpiper.data.module import PackDataModule
 from bagpiper.data.sinc import sinc_resample
 from bagpiper.errors import UserError
 from bagpiper.inference.prompts import embed_prompts
-from bagpiper.settings import DataSettings, GenerationSettings, Recipe
+from bagpiper.language.conversation import Clip, Conversation, Message
+from bagpiper.recipe.settings import DataSettings, GenerationSettings, Recipe
 from bagpiper.training.prepare import Examples, prepare_codes
 
 RATES = [(44100, 16000), (48000, 16000), (24000, 16000), (8000, 16000), (16000, 24000), (22050, 44100), (44101, 16000)]
@@ -96,16 +97,12 @@ def test_reading(clip: Path) -> None:
     assert resample(wave, 24000, 24000, "official") is wave
 
 
-def module_with(folder: Any, examples: Any, cache: CodeCache, **settings: Any) -> PackDataModule:
+def module_with(folder: Any, examples: Any, cache: CodeCache) -> PackDataModule:
     return PackDataModule(
         train=examples,
         valid=[],
-        template=folder.template,
-        encoder=folder.encoder,
-        adaptor=folder.adaptor,
-        codec=folder.codec,
-        cache=cache,
-        settings=DataSettings(workers=0, cfg_dropout=0.0, **settings),
+        layout=Layout(folder.template, folder.encoder, folder.adaptor, folder.codec, cache),
+        settings=DataSettings(workers=0, cfg_dropout=0.0),
         seed=0,
     )
 
@@ -114,7 +111,7 @@ def test_packs_hold_clips_of_the_chosen_resampler(folder: Any, rows: Any, clip: 
     examples = folder.read(folder.manifest([rows["heard"]("a", clip.name)]))
     for resampler in ("soxr", "official"):
         cache = CodeCache(folder.path / "cache", "codec", resampler)
-        module = module_with(folder, examples, cache, resampler=resampler)
+        module = module_with(folder, examples, cache)
         (wave,) = module.batch_at(0).waves
         np.testing.assert_array_equal(wave.numpy(), read_clip(clip, 16000, resampler=resampler))
         if resampler == "soxr":
@@ -137,8 +134,7 @@ def test_codes_of_one_resampler_are_never_taken_for_those_of_the_other(folder: A
         assert fill_codes(cache, [spoken], folder.codec, encode) == 1, name
         np.testing.assert_array_equal(heard[-1], read_clip(clip, 16000, resampler=name))
         assert fill_codes(cache, [spoken], folder.codec, encode) == 0, name
-    with pytest.raises(AssertionError, match="codes of clips resampled by soxr, not official"):
-        module_with(folder, examples, caches["soxr"], resampler="official")
+        assert module_with(folder, examples, cache).layout.resampler == name, "heard clips follow"
 
 
 def test_a_recipe_encodes_with_its_resampler(folder: Any, rows: Any, clip: Path) -> None:

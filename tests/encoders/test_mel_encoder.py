@@ -12,7 +12,7 @@ from isolation import DISTURBANCES, check_isolation
 
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.encoders.mel import MelEncoder
-from bagpiper.registry import build
+from bagpiper.recipe.registry import build
 
 
 def encoder(**fields: object) -> MelEncoder:

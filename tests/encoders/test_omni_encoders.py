@@ -20,9 +20,9 @@ from transformers import WhisperFeatureExtractor
 from bagpiper.adaptors.configs import LinearConfig, QformerConfig
 from bagpiper.encoders.configs import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig
 from bagpiper.encoders.omni import OmniEncoder
-from bagpiper.model_folder import generation_of, load_model, save_model
-from bagpiper.registry import build
-from bagpiper.settings import GenerationSettings
+from bagpiper.recipe.registry import build
+from bagpiper.recipe.settings import GenerationSettings
+from bagpiper.weights.model_folder import generation_of, load_model, save_model
 
 FIELDS: dict[str, Any] = {
     "num_mel_bins": 16,

@@ -16,7 +16,7 @@ from transformers import WhisperFeatureExtractor, WhisperModel
 
 from bagpiper.encoders.configs import WhisperConfig
 from bagpiper.encoders.whisper import WhisperEncoder
-from bagpiper.registry import build
+from bagpiper.recipe.registry import build
 
 FIELDS: dict[str, Any] = {
     "num_mel_bins": 80,

@@ -14,17 +14,17 @@ from fake_voice import FakeVoice
 from rich.console import Console
 
 from bagpiper.codecs.configs import CodecConfig
-from bagpiper.conversation import Clip, Conversation
 from bagpiper.data.audio import read_clip
-from bagpiper.data.soundscapes.corpus import make_corpus
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.errors import UserError
 from bagpiper.evaluation import probe
 from bagpiper.evaluation.probe import evaluate, evaluate_soundscapes, read_items
 from bagpiper.evaluation.table import probe_table
 from bagpiper.inference.generate import Answer, Segment
-from bagpiper.patterns import get_pattern
-from bagpiper.settings import DecodeSettings, GenerationSettings
+from bagpiper.language.conversation import Clip, Conversation
+from bagpiper.language.patterns import get_pattern
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
+from bagpiper.soundscapes.corpus.make import make_corpus
 
 CLIPS = 12
 GENERATION = GenerationSettings(audio=DecodeSettings(temperature=0.5, top_k=7, cfg=2.0), batch_size=5)

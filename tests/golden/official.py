@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 
-from bagpiper.conversation import Clip, Conversation, Message, Template
+from bagpiper.language.conversation import Clip, Conversation, Message, Template
+from bagpiper.language.patterns import get_pattern
+from bagpiper.language.vocabulary import Vocabulary
 from bagpiper.llms.tokenizer import TextTokenizer
-from bagpiper.patterns import get_pattern
-from bagpiper.vocabulary import Vocabulary
 
 
 class Official:

@@ -9,10 +9,10 @@ import torch
 from golden.official import Official
 
 from bagpiper.codecs.xcodec import XcodecCodec, xcodec_config
-from bagpiper.conversation import drop_condition
 from bagpiper.data.audio import read_clip
-from bagpiper.patterns import apply, revert
-from bagpiper.vocabulary import EOS, EOT
+from bagpiper.language.conversation import drop_condition
+from bagpiper.language.patterns import apply, revert
+from bagpiper.language.vocabulary import EOS, EOT
 
 pytestmark = pytest.mark.golden
 

@@ -10,13 +10,13 @@ from golden.test_golden_decode import RUNS, STOPS, official_settings
 from rich.console import Console
 
 import bagpiper
-from bagpiper.conversation import Clip, Message
 from bagpiper.data.importers import import_dialogues
 from bagpiper.interop.espnet import PartFolders, import_espnet
 from bagpiper.interop.espnet_export import export_espnet
 from bagpiper.interop.merge import merge_folder
-from bagpiper.recipe import load_recipe
-from bagpiper.training.run import run
+from bagpiper.language.conversation import Clip, Message
+from bagpiper.recipe.load import load_recipe
+from bagpiper.run import run
 
 pytestmark = pytest.mark.golden
 

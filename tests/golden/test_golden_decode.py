@@ -9,12 +9,12 @@ from golden.test_golden_model import OfficialModel
 
 from bagpiper.codecs.configs import CodecConfig
 from bagpiper.component import Adaptor, Codec, Encoder
-from bagpiper.conversation import Clip, Conversation
 from bagpiper.encoders.configs import MelConfig
 from bagpiper.inference.generate import generate
+from bagpiper.language.conversation import Clip, Conversation
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.settings import DecodeSettings, GenerationSettings, ModelSettings
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings, ModelSettings
 
 pytestmark = pytest.mark.golden
 

@@ -13,7 +13,7 @@ from bagpiper.adaptors.configs import LinearConfig
 from bagpiper.component import Adaptor, Encoder
 from bagpiper.data.audio import read_clip
 from bagpiper.encoders.configs import Qwen3OmniConfig
-from bagpiper.registry import build
+from bagpiper.recipe.registry import build
 
 pytestmark = pytest.mark.golden
 

@@ -7,7 +7,7 @@ import pytest
 from golden.official import Official
 
 from bagpiper.batch import collate
-from bagpiper.conversation import Template, TokenGrid, drop_condition
+from bagpiper.language.conversation import Template, TokenGrid, drop_condition
 
 pytestmark = pytest.mark.golden
 

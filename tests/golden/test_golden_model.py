@@ -10,10 +10,10 @@ from golden.official import Official
 from bagpiper.batch import collate
 from bagpiper.heads.configs import ParallelConfig
 from bagpiper.heads.parallel import ParallelHead
+from bagpiper.language.vocabulary import NUM_SPECIAL
 from bagpiper.llms.configs import HfConfig
 from bagpiper.llms.hf import HfBackbone
-from bagpiper.rows import TokenRows
-from bagpiper.vocabulary import NUM_SPECIAL
+from bagpiper.token_rows import TokenRows
 
 pytestmark = pytest.mark.golden
 
@@ -70,8 +70,8 @@ class OfficialModel(Official):
             rows = torch.cat([torch.arange(start, start + length) for start, length in batch.slots])
             embeds = embeds.index_copy(0, rows, torch.cat(heard))
         hidden = self.llm(embeds[None], batch.positions[None], spans=batch.spans)[0]
-        total, metrics = head(hidden[:-1], batch.ids[1:], batch.weights[1:], self.output_rows)
-        return batch, embeds, hidden, total, metrics
+        total, counted = head(hidden[:-1], batch.ids[1:], batch.weights[1:], self.output_rows)
+        return batch, embeds, hidden, total, counted
 
     def joint_gradient(self, rows):
         """Gradient in the layout of the official single matrix."""
@@ -104,7 +104,7 @@ def test_forward(official):
     head = official.head()
     for name, info in official.info["examples"].items():
         with torch.no_grad():
-            batch, embeds, hidden, total, metrics = official.forward([name], head)
+            batch, embeds, hidden, total, counted = official.forward([name], head)
             logits = head.logits(hidden, official.output_rows)
         golden = official.forward_arrays(name)
         assert error(embeds, golden["inputs_embeds"]) < 1e-4, name
@@ -119,7 +119,7 @@ def test_forward(official):
         assert error(following, golden["target_logits"]) < 2e-4, name
         assert batch.num_targets == info["count"], name
         assert float(total) == pytest.approx(info["loss_sum"], rel=1e-5), name
-        correct = metrics["accuracy/text"][0] + metrics["accuracy/codebook0"][0]
+        correct = counted["text"].correct.sum() + counted["codebook0"].correct.sum()
         assert float(correct) == pytest.approx(info["acc_layer0_times_count"], abs=0.01), name
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bagpiper import registry
-from bagpiper.component import Head
+from bagpiper.component import Head, metrics_of
 from bagpiper.heads.configs import DepthConfig, ParallelConfig
 from bagpiper.heads.depth import DepthHead
 from bagpiper.heads.streams import pick
-from bagpiper.rows import TokenRows
-from bagpiper.vocabulary import EOS, Vocabulary
+from bagpiper.language.vocabulary import EOS, Vocabulary
+from bagpiper.recipe import registry
+from bagpiper.token_rows import TokenRows
 
 WIDTH, STREAMS = 8, 4
 VOCABULARY = Vocabulary(text_size=20, num_codebooks=STREAMS, codebook_size=5)
@@ -80,20 +80,28 @@ def test_loss_equals_the_slow_obvious_one(z_loss):
     head, rows = build(small(z_loss=z_loss))
     hidden, targets, weights = batch()
     matrix = torch.cat([rows.special, rows.text, rows.audio])
-    expected = torch.zeros((), dtype=torch.float64)
-    for state, ids, row_weights in zip(hidden, targets, weights, strict=True):
+    expected, each = torch.zeros((), dtype=torch.float64), {}
+    for row, (state, ids, row_weights) in enumerate(zip(hidden, targets, weights, strict=True)):
         local = (ids - PADS).tolist()
         for stream in range(STREAMS):
             if row_weights[stream] == 0 or (stream == 0 and ids[0] == 0):
                 continue
             logits = slow_logits(head, state, local, stream) if stream else matrix @ state
             wanted = torch.tensor([local[stream]]) if stream else ids[:1]
-            expected = expected + row_weights[stream] * F.cross_entropy(logits[None], wanted)
+            nll = F.cross_entropy(logits[None], wanted)
+            each[row, stream] = float(nll)
+            expected = expected + row_weights[stream] * nll
             expected = expected + z_loss * logits.logsumexp(0) ** 2
-    total, metrics = head(hidden, targets, weights, rows)
+    total, counted = head(hidden, targets, weights, rows)
     assert torch.allclose(total, expected, rtol=1e-5)
-    assert [int(metrics[f"loss/{name}"][1]) for name in ("text", "codebook0", "codebook1", "codebook2")] == [3, 5, 5, 4]
-    assert set(metrics) == set(build(ParallelConfig())[0](hidden, targets, weights, rows)[1])
+    assert [len(counted[name].nll) for name in ("text", "codebook0", "codebook1", "codebook2")] == [3, 5, 5, 4]
+    assert set(counted) == set(build(ParallelConfig())[0](hidden, targets, weights, rows).counted)
+    found = {
+        (int(row), group.stream): float(nll)
+        for group in counted.values()
+        for row, nll in zip(group.rows, group.nll, strict=True)
+    }
+    assert found == pytest.approx(each, rel=1e-5), "every target is counted once, with its row and stream"
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
@@ -101,9 +109,9 @@ def test_chunks_change_neither_loss_nor_gradients(chunk):
     results = []
     for size in (0, chunk):
         head, rows = build(small(chunk=size, z_loss=1e-3))
-        total, metrics = head(*batch(), rows)
+        total, counted = head(*batch(), rows)
         total.backward()
-        results.append((total, metrics, {name: p.grad for name, p in head.named_parameters()}))
+        results.append((total, metrics_of(counted), {name: p.grad for name, p in head.named_parameters()}))
     (total, metrics, gradients), (other, other_metrics, other_gradients) = results
     assert torch.allclose(total, other)
     assert all(torch.allclose(value, other_metrics[name]) for name, value in metrics.items())
@@ -119,9 +127,9 @@ def test_rows_of_text_do_not_pass_through_the_transformer():
     head(hidden, targets, weights, rows)
     assert seen == [5]
     seen.clear()
-    total, metrics = head(hidden[:4], targets[:4], weights[:4], rows)  # a pack without spoken audio
+    total, counted = head(hidden[:4], targets[:4], weights[:4], rows)  # a pack without spoken audio
     assert seen == [0]
-    assert metrics["loss/codebook1"].tolist() == [0.0, 0.0]
+    assert not len(counted["codebook1"].nll)
     total.backward()
     assert not head.outputs.grad.any()
 
@@ -201,11 +209,10 @@ def train(head, rows, hidden, targets, steps=150):
     optimizer = torch.optim.Adam([*head.parameters(), *rows.parameters()], lr=0.02)
     for _ in range(steps):
         optimizer.zero_grad()
-        total, metrics = head(hidden, targets, weights, rows)
+        total, counted = head(hidden, targets, weights, rows)
         total.backward()
         optimizer.step()
-    loss, count = metrics["loss/codebook1"]
-    return float(loss / count)
+    return float(counted["codebook1"].nll.mean())
 
 
 def test_it_learns_what_no_parallel_head_can():

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from bagpiper.heads.configs import ParallelConfig
 from bagpiper.heads.parallel import ParallelHead
-from bagpiper.rows import TokenRows
-from bagpiper.vocabulary import Vocabulary
+from bagpiper.language.vocabulary import Vocabulary
+from bagpiper.token_rows import TokenRows
 
 VOCABULARY = Vocabulary(text_size=20, num_codebooks=3, codebook_size=4)
 
@@ -31,6 +31,7 @@ def test_plain_loss(softmax):
     head, rows, hidden, targets, weights = setup(audio_softmax=softmax, z_loss=1e-2)
     matrix = torch.cat([rows.special, rows.text, rows.audio])
     expected = torch.tensor(0.0, dtype=torch.float64)
+    each = {}
     for row in range(9):
         for stream in range(3):
             if weights[row, stream] == 0 or (stream == 0 and targets[row, 0] == 0):
@@ -42,10 +43,17 @@ def test_plain_loss(softmax):
                 stop = VOCABULARY.size if softmax == "joint" else start + VOCABULARY.interval
             logits = matrix[start:stop] @ state
             nll = F.cross_entropy(logits[None], targets[row, stream][None] - start)
+            each[row, stream] = float(nll)
             expected = expected + weights[row, stream] * nll + 1e-2 * logits.logsumexp(0) ** 2
-    total, metrics = head(hidden, targets, weights, rows)
+    total, counted = head(hidden, targets, weights, rows)
     assert torch.allclose(total, expected, rtol=1e-6)
-    assert metrics["loss/text"][1] == 3 and metrics["loss/codebook0"][1] == 4 and metrics["loss/codebook2"][1] == 4
+    assert [len(counted[name].nll) for name in ("text", "codebook0", "codebook2")] == [3, 4, 4]
+    found = {
+        (int(row), group.stream): float(nll)
+        for group in counted.values()
+        for row, nll in zip(group.rows, group.nll, strict=True)
+    }
+    assert found == pytest.approx(each, rel=1e-6), "every target is counted once, with its row and stream"
 
 
 def test_logits_agree_with_the_loss():
@@ -62,8 +70,7 @@ def test_logits_agree_with_the_loss():
 def test_row_0_of_the_stream_embedding_is_never_used():
     head, rows, hidden, targets, weights = setup()
     before = head.logits(hidden, rows)
-    total, _ = head(hidden, targets, weights, rows)
-    total.backward()
+    head(hidden, targets, weights, rows).total.backward()
     assert not head.streams.grad[0].any() and head.streams.grad[1:].any()
     with torch.no_grad():
         head.streams[0] = 7.0

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.errors import UserError
 from bagpiper.inference.generate import Answer, Step, generate
+from bagpiper.language.conversation import Clip, Conversation, Message
+from bagpiper.language.patterns import PATTERNS, apply
+from bagpiper.language.vocabulary import ASSISTANT, AUDIO, EOS, EOT, PAD, TEXT
 from bagpiper.model import Bagpiper
-from bagpiper.patterns import PATTERNS, apply
-from bagpiper.rows import TokenRows
-from bagpiper.settings import DecodeSettings, GenerationSettings
-from bagpiper.vocabulary import ASSISTANT, AUDIO, EOS, EOT, PAD, TEXT
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
+from bagpiper.token_rows import TokenRows
 
 IMAGE, VIDEO, TOOLCALL = 9, 10, 11
 Build = Callable[..., Bagpiper]

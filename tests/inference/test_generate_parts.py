@@ -11,12 +11,12 @@ from tiny import noise, tiny_model
 
 from bagpiper.batch import Spans
 from bagpiper.codecs.configs import RvqConfig
-from bagpiper.conversation import Clip, Conversation, Message
 from bagpiper.heads.configs import DepthConfig
 from bagpiper.inference.generate import Step, generate
+from bagpiper.language.conversation import Clip, Conversation, Message
+from bagpiper.language.vocabulary import ASSISTANT, AUDIO, TEXT
 from bagpiper.model import Bagpiper
-from bagpiper.settings import DecodeSettings, GenerationSettings
-from bagpiper.vocabulary import ASSISTANT, AUDIO, TEXT
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 
 
 @pytest.fixture(scope="module", params=["parallel", "depth"])

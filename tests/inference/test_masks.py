@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from bagpiper.errors import UserError
 from bagpiper.inference.masks import END_IDS, AudioRules, PatternRules, Rules, TextRules, segment_rules
-from bagpiper.patterns import PATTERNS, apply, get_pattern, revert
-from bagpiper.settings import DecodeSettings, GenerationSettings
-from bagpiper.vocabulary import EOS, EOT, PAD, Vocabulary
+from bagpiper.language.patterns import PATTERNS, apply, get_pattern, revert
+from bagpiper.language.vocabulary import EOS, EOT, PAD, Vocabulary
+from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 
 CPU = torch.device("cpu")
 Pick = Callable[[list[int]], int]

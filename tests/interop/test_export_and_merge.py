@@ -12,9 +12,10 @@ from bagpiper.interop.backbone import export_backbone
 from bagpiper.interop.espnet import PartFolders, import_espnet
 from bagpiper.interop.espnet_export import export_espnet
 from bagpiper.interop.merge import merge_folder
+from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.lora import add_lora, merge_lora
-from bagpiper.model_folder import load_model, read_tensors, save_model
-from bagpiper.settings import GenerationSettings, LoraSettings
+from bagpiper.recipe.settings import GenerationSettings
+from bagpiper.weights.model_folder import load_model, read_tensors, save_model
 
 GENERATION = GenerationSettings()
 
@@ -129,7 +130,7 @@ def test_backbone_of_several_files(tmp_path, monkeypatch, tied):
     from transformers import AutoModelForCausalLM
 
     from bagpiper.interop import backbone
-    from bagpiper.shards import plan_shards, write_shards
+    from bagpiper.weights.safetensors import plan_shards, write_shards
 
     model = tiny_model(llm={"tie_word_embeddings": tied})
     save_model(model, tmp_path / "m", generation=GENERATION)

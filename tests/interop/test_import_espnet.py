@@ -9,7 +9,7 @@ from interop.official_model import CODEBOOKS, TEXT_ROWS, VOCABULARY
 
 from bagpiper.errors import UserError
 from bagpiper.interop.espnet import PartFolders, import_espnet
-from bagpiper.model_folder import load_model, read_tensors
+from bagpiper.weights.model_folder import load_model, read_tensors
 
 
 def import_it(official, out, **changes):

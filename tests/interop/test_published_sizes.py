@@ -12,9 +12,9 @@ from bagpiper.interop.espnet_config import find_settings, read_training_config
 from bagpiper.interop.names import official_shapes, pieces_of_official, pieces_of_own
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
-from bagpiper.recipe import load_recipe
-from bagpiper.registry import name_of
-from bagpiper.settings import StageSettings
+from bagpiper.recipe.load import load_recipe
+from bagpiper.recipe.registry import name_of
+from bagpiper.recipe.settings import StageSettings
 from bagpiper.training.stages import apply_stage, count_parameters
 
 TRAINED = 8_268_432_384

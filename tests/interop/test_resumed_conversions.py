@@ -14,10 +14,11 @@ from tiny import tiny_model
 
 from bagpiper.interop import espnet, espnet_export, espnet_file, merge
 from bagpiper.interop.resume import continued_file, continued_folder
+from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.lora import add_lora
-from bagpiper.model_folder import read_tensors, save_model
-from bagpiper.settings import GenerationSettings, LoraSettings
-from bagpiper.shards import write_shards
+from bagpiper.recipe.settings import GenerationSettings
+from bagpiper.weights.model_folder import read_tensors, save_model
+from bagpiper.weights.safetensors import write_shards
 
 
 class Killed(BaseException):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bagpiper import api
-from bagpiper.conversation import Conversation, Message
 from bagpiper.data.importers import UNDERSTANDING_PROMPT
 from bagpiper.errors import UserError
 from bagpiper.inference import generate as generating
@@ -16,7 +15,8 @@ from bagpiper.interop import system_prompt
 from bagpiper.interop.espnet import PartFolders, import_espnet
 from bagpiper.interop.espnet_config import official_generation
 from bagpiper.interop.system_prompt import OFFICIAL_MD5, find_system_prompt
-from bagpiper.model_folder import generation_of
+from bagpiper.language.conversation import Conversation, Message
+from bagpiper.weights.model_folder import generation_of
 
 PROMPT = "Make what is asked for.\nThree sentences. Byte by byte. "
 

@@ -16,7 +16,7 @@ from bagpiper.llms.cache import KeyValueCache
 from bagpiper.llms.configs import HfConfig
 from bagpiper.llms.hf import HfBackbone
 from bagpiper.llms.sources import config_from_fields
-from bagpiper.registry import build
+from bagpiper.recipe.registry import build
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -102,7 +102,7 @@ def test_the_vocabulary_matrices_are_gone() -> None:
     module = backbone()
     assert (module.text_size, module.width, module.tied) == (300, 32, False)
     assert all(300 not in parameter.shape for parameter in module.parameters())
-    assert module.take_text_rows() == (None, None, False)
+    assert module.take_text_rows() == (None, None)
     assert len(module.layers) == 2
 
 
@@ -114,9 +114,9 @@ def test_a_folder_hands_its_rows_over_once(tmp_path: Path, tied: bool) -> None:
     causal_lm.float()
     module = build("llm", HfConfig(source=str(tmp_path)))
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
-    rows_in, rows_out, is_tied = module.take_text_rows()
-    assert is_tied == tied and (rows_out is None) == tied
-    assert module.text_rows_in is None and module.text_rows_out is None
+    rows_in, rows_out = module.take_text_rows()
+    assert module.tied == tied and (rows_out is None) == tied
+    assert module.take_text_rows() == (None, None)
     ids = torch.tensor([[5, 17, 299, 0, 8]])
     spans = Spans(torch.tensor([0, 5], dtype=torch.int32), (5,))
     with torch.no_grad():

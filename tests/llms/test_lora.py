@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from bagpiper.batch import Spans
-from bagpiper.llms.configs import HfConfig
+from bagpiper.llms.configs import HfConfig, LoraSettings
 from bagpiper.llms.hf import HfBackbone
 from bagpiper.llms.lora import add_lora, merge_lora, quantize_nf4
-from bagpiper.settings import LoraSettings
 
 FIELDS: dict[str, Any] = {
     "model_type": "qwen3",

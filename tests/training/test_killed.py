@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from runs import tiny_recipe, use_template
 
-from bagpiper.callbacks.mlflow_store import default_uri
-from bagpiper.recipe import dump_recipe
+from bagpiper.recipe.load import dump_recipe
+from bagpiper.run import run
+from bagpiper.tracking.mlflow_store import default_uri
 from bagpiper.training.checkpoints import list_checkpoints
-from bagpiper.training.run import run
 
 CHILD = """
 import os, signal, sys
 from bagpiper.callbacks.metrics import MetricsLog
-from bagpiper.recipe import load_recipe
-from bagpiper.training.run import run
+from bagpiper.recipe.load import load_recipe
+from bagpiper.run import run
 
 original = MetricsLog.write
 def write(self, row):

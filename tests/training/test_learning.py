@@ -5,8 +5,8 @@ import math
 from rich.console import Console
 
 from bagpiper.evaluation.probe import evaluate
-from bagpiper.recipe import load_recipe
-from bagpiper.training.run import run
+from bagpiper.recipe.load import load_recipe
+from bagpiper.run import run
 
 CLIPS = 200
 

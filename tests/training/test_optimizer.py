@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bagpiper.settings import OptimizerSettings
+from bagpiper.recipe.settings import OptimizerSettings
 from bagpiper.training.muon import MuonWithAdamW
 from bagpiper.training.optimizer import build_optimizer, build_schedule, learning_rate_factor, parameter_groups
 

@@ -10,9 +10,9 @@ from runs import tiny_recipe
 from safetensors.torch import load_file
 
 from bagpiper.errors import UserError
-from bagpiper.recipe import dump_recipe
+from bagpiper.recipe.load import dump_recipe
+from bagpiper.run import run
 from bagpiper.training.parallel import placement
-from bagpiper.training.run import run
 
 
 @pytest.mark.slow

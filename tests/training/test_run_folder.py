@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_settings
 
 from bagpiper.errors import UserError
-from bagpiper.settings import OptimizerSettings, Recipe, TrainerSettings
+from bagpiper.recipe.settings import OptimizerSettings, Recipe, TrainerSettings
 from bagpiper.training import run_folder
 
 

@@ -9,11 +9,12 @@ from runs import tiny_recipe
 from safetensors.torch import load_file
 
 from bagpiper.errors import UserError
+from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.lora import merge_lora
-from bagpiper.model_folder import load_model, read_tensors
-from bagpiper.recipe import dump_recipe, load_recipe
-from bagpiper.settings import LoraSettings, StageSettings
-from bagpiper.training.run import run
+from bagpiper.recipe.load import dump_recipe, load_recipe
+from bagpiper.recipe.settings import StageSettings
+from bagpiper.run import run
+from bagpiper.weights.model_folder import load_model, read_tensors
 
 
 @pytest.fixture(scope="module")

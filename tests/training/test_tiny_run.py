@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from bagpiper.callbacks.mlflow_store import default_uri
-from bagpiper.evaluation.parity_report import BATCH, MERGED, RELOADED, STEP
-from bagpiper.model_folder import load_model
+from bagpiper.parity.report import BATCH, MERGED, RELOADED, STEP
+from bagpiper.tracking.mlflow_store import default_uri
 from bagpiper.training.checkpoints import list_checkpoints
+from bagpiper.weights.model_folder import load_model
 
 
 def test_records_and_checkpoints(tiny_run):

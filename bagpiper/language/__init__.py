@@ -1,0 +1,1 @@
+"""The model's language: ids, codebook patterns, conversations. Pure functions on numpy."""

@@ -1,0 +1,1 @@
+"""Training, decoding, merging and exporting compared: they compute the same."""

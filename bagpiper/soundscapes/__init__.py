@@ -1,0 +1,1 @@
+"""Synthetic soundscapes with known facts: ``corpus`` makes them, ``scoring`` finds the facts again."""

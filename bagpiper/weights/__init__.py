@@ -1,0 +1,1 @@
+"""Weights on the disk: safetensors without holding them in memory, and model folders."""
