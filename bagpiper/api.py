@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagpiper.errors import UserError
+from bagpiper.inference.answerer import LoadedModel, Request
 from bagpiper.inference.device import choose_device
-from bagpiper.inference.generate import Answer, generate, rows_for
+from bagpiper.inference.generate import Answer
+from bagpiper.interop.system_prompt import missing_prompt
 from bagpiper.language.conversation import Clip, Conversation, Message, Modality
 from bagpiper.recipe.model_config import find_model, read_config
 from bagpiper.recipe.settings import GenerationSettings
@@ -39,10 +41,6 @@ Sound: TypeAlias = tuple[NDArray[np.float32], int]
 ClipLike: TypeAlias = str | Path | Sound | Clip
 """A file, samples with their rate, or a clip of a conversation."""
 
-NO_PROMPT = (
-    "this official SFT model has no system prompt; the general one answers with text only unless it sees the prompt "
-    "that it was trained with: import it again with --system-prompt-from ROWS.jsonl (the TTS model needs none)"
-)
 SEED = 42
 """The official seed; it is the same for every answer, so an answer does not depend on how many others are asked for."""
 
@@ -54,21 +52,22 @@ class Pipeline:
         model: the model.
         generation: how it is sampled; what the methods are given wins.
         stage: what it was trained for last; ``sft`` models write a caption before they make a sound.
-        is_official: whether it is an imported checkpoint as it was published.
+        advice: what to warn of when a sound is asked for, or None.
     """
 
     def __init__(
-        self, model: Bagpiper, generation: GenerationSettings, stage: str = "pretrain", *, is_official: bool = False
+        self, model: Bagpiper, generation: GenerationSettings, stage: str = "pretrain", *, advice: str | None = None
     ) -> None:
         self.model = model
         self.generation = generation
         self.stage = stage
-        self.is_official = is_official
+        self.advice = advice
+        self._answerer = LoadedModel(model, generation)
 
     @property
     def sample_rate(self) -> int:
         """Of the sounds that the model makes, in Hz."""
-        return int(self.model.settings.codec.sample_rate)
+        return self._answerer.sample_rate
 
     @overload
     def describe(self, clip: ClipLike, **options: Any) -> str: ...
@@ -112,12 +111,8 @@ class Pipeline:
             samples float32 ``[N]`` and their rate in Hz, or one such pair for each text.
         """
         captions = caption if isinstance(caption, list) else [caption]
-        if (
-            self.is_official
-            and self.stage == "sft"
-            and not (self.generation.render_prompt or self.generation.system_prompt)
-        ):
-            warnings.warn(NO_PROMPT, stacklevel=2)
+        if self.advice:
+            warnings.warn(self.advice, stacklevel=2)
         think = options.pop("think", None)
         if think is None:
             think = self.stage == "sft"
@@ -155,8 +150,11 @@ class Pipeline:
                 (``max_seconds`` for audio only).
         """
         settings = self._settings(plan[-1] if plan else None, options)
-        conversations = [Conversation(f"request {n}", tuple(messages)) for n, messages in enumerate(requests, start=1)]
-        answers = generate(self.model, conversations, settings, seeds=[seed] * len(conversations), plan=plan)
+        asked = [
+            Request(Conversation(f"request {n}", tuple(messages)), seed, tuple(plan or ()))
+            for n, messages in enumerate(requests, start=1)
+        ]
+        answers = self._answerer.answer(asked, settings)
         _tell_cuts(answers, settings)
         return answers
 
@@ -169,7 +167,7 @@ class Pipeline:
         if unknown or modality is None:
             raise UserError(f"unknown option {', '.join(unknown or given)}; allowed: {', '.join(allowed)}, seed")
         if "max_seconds" in given:
-            given["max_rows"] = rows_for(self.model, given.pop("max_seconds"))
+            given["max_rows"] = self._answerer.rows_of_audio(given.pop("max_seconds"))
         if modality == "text":
             return replace(self.generation, text=replace(self.generation.text, **given))
         return replace(self.generation, audio=replace(self.generation.audio, **given))
@@ -210,8 +208,9 @@ def load(run: str | Path, device: str = "auto") -> Pipeline:
     chosen = choose_device(device)
     folder = find_model(Path(run))
     stage = read_config(folder).get("stage", "pretrain")
-    is_official = "official" in read_provenance(folder)
-    return Pipeline(load_model(folder, chosen), generation_of(folder), stage, is_official=is_official)
+    generation = generation_of(folder)
+    advice = missing_prompt(read_provenance(folder), stage, generation)
+    return Pipeline(load_model(folder, chosen), generation, stage, advice=advice)
 
 
 def describe(run: str | Path, clip: ClipLike, *, device: str = "auto", **options: Any) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import yaml
-from rows import finish, row
+from figures import figure, finish
 
 from bagpiper.interop.backbone import export_backbone
 from bagpiper.interop.espnet import PartFolders, import_espnet
@@ -95,7 +95,7 @@ def main() -> None:
 def measure(folder: Path, checkpoint: Path) -> None:
     """Every conversion, beside two copies of the checkpoint."""
     size = checkpoint.stat().st_size
-    row("checkpoint", size / 1e9, "GB")
+    figure("checkpoint", size / 1e9, "GB")
     copies = [copy_seconds(checkpoint, folder / "copy")]
     imported = alone(do_import, folder, checkpoint, folder / "model")
     exported = alone(do_export, folder, folder / "model", folder / "out.pt")
@@ -103,16 +103,16 @@ def measure(folder: Path, checkpoint: Path) -> None:
     add_adaptors(folder / "model", folder / "lora")
     merged = alone(do_merge, folder, folder / "lora", folder / "merged")
     copies.append(copy_seconds(checkpoint, folder / "copy"))
-    row("read, write, fsync in Python", max(copies), "s")
+    figure("read, write, fsync in Python", max(copies), "s")
     found = {"import": imported, "export": exported, "export of the LLM": backbone, "merge": merged}
     for name, figures in found.items():
         bar = None if name == "merge" else RATIO
-        row(f"{name}, time against the copy", figures["seconds"] / max(copies), "x", bar, "lower")
-        row(f"{name}, peak RssAnon", figures["anon"] / 1e6, "MB", ANON_MB, "lower")
+        figure(f"{name}, time against the copy", figures["seconds"] / max(copies), "x", bar, "lower")
+        figure(f"{name}, peak RssAnon", figures["anon"] / 1e6, "MB", ANON_MB, "lower")
     check_sums(folder / "out.pt", lambda count: None)
     one, two = map_checkpoint(checkpoint), map_checkpoint(folder / "out.pt")
     same = one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
-    row("tensors that came back with every bit", float(same), "all", 1.0)
+    figure("tensors that came back with every bit", float(same), "all", 1.0)
 
 
 def _equal(one: torch.Tensor, two: torch.Tensor) -> bool:
@@ -302,9 +302,9 @@ def measure_meta() -> None:
         start = time.process_time()
         build(parts)
         seconds.append(time.process_time() - start)
-    row("8B model on the meta device, CPU time", max(seconds), "s", META_SECONDS, "lower")
+    figure("8B model on the meta device, CPU time", max(seconds), "s", META_SECONDS, "lower")
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    row("its tensors in the official file", len(official_shapes(shapes, model.vocabulary)), "")
+    figure("its tensors in the official file", len(official_shapes(shapes, model.vocabulary)), "")
 
 
 if __name__ == "__main__":

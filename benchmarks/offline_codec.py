@@ -18,10 +18,10 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import torch
+from figures import figure, finish
 from numpy.typing import NDArray
 from pocketsphinx import Decoder
 from pystoi import stoi
-from rows import finish, row
 
 from bagpiper.codecs.configs import RvqConfig
 from bagpiper.codecs.rvq import RvqCodec
@@ -67,14 +67,14 @@ def measure_speech(folder: Path, count: int) -> None:
     waves = [clip[1] for clip in clips if id(clip) not in measured]
     recogniser, texts = Decoder(), [text for text, _ in held_out]
     original = word_errors(recogniser, texts, [wave for _, wave in held_out])
-    row("speech: WER of the original", original, "share")
+    figure("speech: WER of the original", original, "share")
     for name, config, least, slack in SPEECH_SETTINGS:
         codec = fit(name, config, waves)
         rebuilt = [round_trip(codec, wave) for _, wave in held_out]
         scores = [stoi(wave[: len(new)], new, RATE) for (_, wave), new in zip(held_out, rebuilt, strict=True)]
-        row(f"{name}: STOI", float(np.mean(scores)), "STOI", least)
+        figure(f"{name}: STOI", float(np.mean(scores)), "STOI", least)
         bar = None if slack is None else original + slack
-        row(f"{name}: WER", word_errors(recogniser, texts, rebuilt), "share", bar, "lower")
+        figure(f"{name}: WER", word_errors(recogniser, texts, rebuilt), "share", bar, "lower")
 
 
 def measure_soundscapes(count: int) -> RvqCodec:
@@ -91,14 +91,14 @@ def measure_soundscapes(count: int) -> RvqCodec:
     rebuilt = [wave.numpy() for wave in codec.decode(codes)]
     decoded = time.process_time()
     seconds = sum(map(len, clips)) / RATE
-    row("encoding 2.5 s", 1000 * (encoded - start) / seconds * 2.5, "ms", 10.0, "lower")
-    row("decoding 2.5 s", 1000 * (decoded - encoded) / seconds * 2.5, "ms", 75.0, "lower")
+    figure("encoding 2.5 s", 1000 * (encoded - start) / seconds * 2.5, "ms", 10.0, "lower")
+    figure("decoding 2.5 s", 1000 * (decoded - encoded) / seconds * 2.5, "ms", 75.0, "lower")
     for name, waves, bar in (("original", clips, None), ("decoded", rebuilt, 0.98)):
         found = score_many(truths, [analyse_audio(wave, RATE) for wave in waves])
-        row(f"soundscapes: facts right, {name}", found["value"], "share", bar)
+        figure(f"soundscapes: facts right, {name}", found["value"], "share", bar)
         for fact, tally in found["facts"].items():
             if tally["value"] < 1.0:
-                row(f"soundscapes: {fact} right, {name}", tally["value"], "share")
+                figure(f"soundscapes: {fact} right, {name}", tally["value"], "share")
     return codec
 
 
@@ -113,15 +113,15 @@ def measure_tones(codec: RvqCodec) -> None:
             spectrum = np.abs(np.fft.rfft(inner * np.hanning(len(inner)), 1 << 17))
             cents.append(abs(1200.0 * np.log2(spectrum.argmax() * RATE / (1 << 17) / pitch)))
             decibels.append(abs(20.0 * np.log10(inner.std() / truth.std())))
-    row("tones: largest pitch error", float(max(cents)), "cents", 40.0, "lower")
-    row("tones: largest level error", float(max(decibels)), "dB", 2.0, "lower")
+    figure("tones: largest pitch error", float(max(cents)), "cents", 40.0, "lower")
+    figure("tones: largest level error", float(max(decibels)), "dB", 2.0, "lower")
 
 
 def fit(name: str, config: RvqConfig, waves: list[Wave]) -> RvqCodec:
     """A codec of its own, and how long that took on one core."""
     start = time.process_time()
     codec = RvqCodec(config).fit(waves, seed=0)
-    row(
+    figure(
         f"{name}: fit to {sum(map(len, waves)) / RATE / 60:.0f} minutes",
         time.process_time() - start,
         "s",

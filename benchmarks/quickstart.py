@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from rows import finish, row
+from figures import figure, finish
 
 from bagpiper.codecs.rvq import RvqCodec
 from bagpiper.data.audio import read_clip
@@ -47,12 +47,12 @@ def main() -> None:
         start = time.monotonic()
         subprocess.run(command, check=True, stdout=sys.stderr)
         minutes = (time.monotonic() - start) / 60
-        row(f"{arguments.recipe}: whole command", minutes, "min", MINUTES[arguments.recipe], "lower")
+        figure(f"{arguments.recipe}: whole command", minutes, "min", MINUTES[arguments.recipe], "lower")
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        row(f"{arguments.recipe}: largest resident memory", peak, "GB")
-    row(f"{arguments.recipe}: steps of training", minutes_of_steps(run), "min")
+        figure(f"{arguments.recipe}: largest resident memory", peak, "GB")
+    figure(f"{arguments.recipe}: steps of training", minutes_of_steps(run), "min")
     for name, facts in codec_ceiling(run).items():
-        row(f"{arguments.recipe}: through the codec alone, {name}", facts, "share of facts")
+        figure(f"{arguments.recipe}: through the codec alone, {name}", facts, "share of facts")
     hears, speaks = BARS[arguments.recipe]
     scores = json.loads((run / "eval.json").read_text())
     for name, bar in (
@@ -62,10 +62,10 @@ def main() -> None:
         ("cycle_caption", None),
     ):
         if name in scores:
-            row(f"{arguments.recipe}: {name} score", scores[name]["score"], "chance-corrected share of facts", bar)
-            row(f"{arguments.recipe}: {name} value", scores[name]["value"], "share of facts")
+            figure(f"{arguments.recipe}: {name} score", scores[name]["score"], "chance-corrected share of facts", bar)
+            figure(f"{arguments.recipe}: {name} value", scores[name]["value"], "share of facts")
             for fact, figures in scores[name]["facts"].items():
-                row(f"{arguments.recipe}: {name} {fact}", figures["score"], "chance-corrected share of facts")
+                figure(f"{arguments.recipe}: {name} {fact}", figures["score"], "chance-corrected share of facts")
     finish()
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import figure, finish
 from numpy.typing import NDArray
-from rows import finish, row
 
 from bagpiper.batch import collate
 from bagpiper.data.audio import read_clip
@@ -115,7 +115,7 @@ def train(imports: Imports, run: Path, overrides: Sequence[str]) -> Path:
     start = time.monotonic()
     command = [sys.executable, "-m", "bagpiper", "train", "sft/smollm2-lora", *given, *overrides]
     subprocess.run(command, check=True, stdout=sys.stderr)
-    row("sft/smollm2-lora: whole command", (time.monotonic() - start) / 60, "min", 45.0, "lower")
+    figure("sft/smollm2-lora: whole command", (time.monotonic() - start) / 60, "min", 45.0, "lower")
     return run
 
 
@@ -123,10 +123,10 @@ def measure(model: Bagpiper, name: str, sources: Sequence[SourceSettings], bar: 
     """Print the loss of the texts given their own and given other clips."""
     examples = read_sources(sources, on_bad="fail", max_seconds=None, ledger=Ledger())
     own, other = compare(model, examples)
-    row(f"{name}: clips", len(examples), "clips")
-    row(f"{name}: loss of the text given its own clip", own, "nats a token")
-    row(f"{name}: loss of the text given another clip", other, "nats a token")
-    row(f"{name}: lower by", 1.0 - own / other, "share", bar)
+    figure(f"{name}: clips", len(examples), "clips")
+    figure(f"{name}: loss of the text given its own clip", own, "nats a token")
+    figure(f"{name}: loss of the text given another clip", other, "nats a token")
+    figure(f"{name}: lower by", 1.0 - own / other, "share", bar)
 
 
 def compare(model: Bagpiper, examples: Sequence[Example]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rows import finish, row
+from figures import figure, finish
 
 
 def seconds(command: list[str], runs: int = 5) -> float:
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     steps = parser.parse_args().steps
     bagpiper = str(Path(sys.executable).with_name("bagpiper"))
-    row("bagpiper --help", seconds([bagpiper, "--help"]), "s", 0.4, "lower")
-    row("bagpiper check quickstart", seconds([bagpiper, "check", "quickstart"]), "s", 2.0, "lower")
+    figure("bagpiper --help", seconds([bagpiper, "--help"]), "s", 0.4, "lower")
+    figure("bagpiper check quickstart", seconds([bagpiper, "check", "quickstart"]), "s", 2.0, "lower")
     run = Path(tempfile.mkdtemp(prefix="bagpiper-")) / "speed"
     overrides = [
         f"run_dir={run}", f"trainer.max_steps={steps}", "trainer.log_every=5", "trainer.validate_every=0",
@@ -47,9 +47,9 @@ def main() -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = [line for line in rows if "speed/rows" in line][1:]
     for key, unit in (("rows", "1/s"), ("text_tokens", "1/s"), ("audio_frames", "1/s"), ("audio_seconds", "s/s")):
-        row(f"quickstart: {key} a second", statistics.median(line[f"speed/{key}"] for line in rates), unit)
+        figure(f"quickstart: {key} a second", statistics.median(line[f"speed/{key}"] for line in rates), unit)
     filled = next(word for word in output.replace("(", " ").split() if word.endswith("%"))
-    row("quickstart: share of a pack that is real rows", float(filled.rstrip("%")) / 100, "share", 0.97)
+    figure("quickstart: share of a pack that is real rows", float(filled.rstrip("%")) / 100, "share", 0.97)
     finish()
 
 

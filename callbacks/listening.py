@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -18,8 +18,10 @@ from bagpiper.callbacks.clock import Clock
 from bagpiper.callbacks.step import StepCallback
 from bagpiper.draws import derive_seed
 from bagpiper.files import replacing_folder
-from bagpiper.inference.generate import Answer, generate
+from bagpiper.inference.answerer import Answerer, LoadedModel, Request
+from bagpiper.inference.generate import Answer
 from bagpiper.language.conversation import Clip, Conversation, Message, Modality
+from bagpiper.model import Bagpiper
 from bagpiper.recipe.settings import GenerationSettings, ListeningSettings
 
 
@@ -104,26 +106,22 @@ def _content(message: Message) -> str:
     return message.text if message.modality == "text" else str(message.clip.path)
 
 
-def listen(
-    model: Any, prompts: Sequence[Prompt], settings: GenerationSettings, *, seed: int, folder: Path
-) -> list[Heard]:
+def listen(answerer: Answerer, prompts: Sequence[Prompt], *, seed: int, folder: Path) -> list[Heard]:
     """Ask every prompt and write the answers.
 
     Args:
-        model: left as it is: modes, gradients, global random state.
+        answerer: the model.
         prompts: what to ask.
-        settings: how to decode.
         seed: the same seed and weights give the same answers.
         folder: gets wav, png, ``answers.json`` and ``answers.md``; replaced if it exists.
     """
-    answers: dict[str, Answer] = {}
-    for plan in dict.fromkeys(prompt.plan for prompt in prompts):
-        asked = [prompt for prompt in prompts if prompt.plan == plan]
-        seeds = [derive_seed(seed, "listening", prompt.name) for prompt in asked]
-        given = generate(model, [prompt.request for prompt in asked], settings, seeds=seeds, plan=plan)
-        answers.update((prompt.name, answer) for prompt, answer in zip(asked, given, strict=True))
+    requests = [Request(p.request, derive_seed(seed, "listening", p.name), p.plan) for p in prompts]
+    answers = answerer.answer(requests)
     with replacing_folder(folder) as temporary:
-        written = [_write(prompt, answers[prompt.name], temporary, model) for prompt in prompts]
+        written = [
+            _write(prompt, answer, temporary, answerer.sample_rate)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         _write_index(written, temporary)
     return [
         replace(h, wav=folder / h.wav.name if h.wav else None, picture=folder / h.picture.name if h.picture else None)
@@ -131,15 +129,14 @@ def listen(
     ]
 
 
-def _write(prompt: Prompt, answer: Answer, folder: Path, model: Any) -> Heard:
+def _write(prompt: Prompt, answer: Answer, folder: Path, sample_rate: int) -> Heard:
     sounds = [segment.samples for segment in answer.segments if segment.samples is not None]
     if not sounds:
         return Heard(prompt, answer.text, cut=bool(answer.cut))
     samples = np.concatenate(sounds)
-    rate = model.settings.codec.sample_rate
     wav, picture = folder / f"{prompt.name}.wav", folder / f"{prompt.name}.png"
-    soundfile.write(wav, np.clip(samples, -1.0, 1.0), rate, subtype="PCM_16")
-    write_spectrogram(picture, samples, rate)
+    soundfile.write(wav, np.clip(samples, -1.0, 1.0), sample_rate, subtype="PCM_16")
+    write_spectrogram(picture, samples, sample_rate)
     return Heard(prompt, answer.text, wav, picture, bool(answer.cut))
 
 
@@ -237,7 +234,8 @@ class Listening(StepCallback):
         name = f"step-{step:06d}"
         folder = self.run_dir / "listening" / name
         with self._clock.paused():
-            heard = listen(module, self.prompts, self._generation, seed=self._seed, folder=folder)
+            answerer = LoadedModel(cast(Bagpiper, module), self._generation)
+            heard = listen(answerer, self.prompts, seed=self._seed, folder=folder)
         if self._publish is not None:
             self._publish(folder, f"listening/{name}")
         return heard

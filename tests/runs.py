@@ -33,7 +33,7 @@ class Shared:
 
     Attributes:
         corpus: soundscapes.
-        cache: codes and probed clips.
+        cache: codes and inspected clips.
         codec: a fitted codec.
     """
 

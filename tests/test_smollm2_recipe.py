@@ -15,7 +15,7 @@ from tiny import tiny_model
 
 from bagpiper.adaptors.configs import MlpConfig
 from bagpiper.batch import collate
-from bagpiper.data.audio import probe_clip
+from bagpiper.data.audio import inspect_clip
 from bagpiper.data.examples import Example, read_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.language.conversation import Clip, Conversation, Message
@@ -41,7 +41,7 @@ def examples(tmp_path: Path) -> list[Example]:
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, 0.3 * np.sin(2.0 * np.pi * 250.0 * 2**number * np.arange(6400) / 16000), 16000)
         messages = (Message("user", "audio", Clip(path=str(path))), Message("assistant", "text", text))
-        found.append(Example(Conversation(text, messages), {0: probe_clip(path)}, "tones", f"line {number + 1}"))
+        found.append(Example(Conversation(text, messages), {0: inspect_clip(path)}, "tones", f"line {number + 1}"))
     return found
 
 
@@ -77,7 +77,7 @@ def test_loss_is_that_of_the_assistants_text_alone(benchmark: ModuleType) -> Non
     states = model.settings.adaptor.num_frames(model.settings.encoder.num_frames(len(clip)))
     grid = model.template.grid(long, states={0: states})
     batch = collate([grid], [[clip]], ["x"], audio_start=model.vocabulary.audio_start)
-    start, stop = grid.spans[2]
+    start, stop = grid.message_rows[2]
     with torch.no_grad():
         embeds = model.embed(batch.ids, batch.slots, batch.waves)[None]
         hidden = model.llm(embeds, batch.positions[None], spans=batch.spans)[0]

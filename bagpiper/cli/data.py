@@ -39,7 +39,7 @@ def import_pairs(
     split_by: Annotated[
         Literal["audio", "text"], typer.Option(help="The same file, or the same text, is never on both sides.")
     ] = "audio",
-    max_seconds: Annotated[float | None, typer.Option(help="Leave rows with longer clips out.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Leave lines with longer clips out.")] = None,
 ) -> None:
     """Pairs (audio, caption) become conversations in both directions."""
     from bagpiper.data import importers
@@ -62,7 +62,7 @@ def import_dialogues(
     out: _Out,
     valid_share: _ValidShare = 0.0,
 ) -> None:
-    """ESPnet's rows [role, modality, content] become conversations."""
+    """ESPnet's dialogues [role, modality, content] become conversations."""
     from bagpiper.data import importers
 
     _report(importers.import_dialogues(manifest, out, valid_share=valid_share), valid_share)
@@ -73,7 +73,7 @@ def import_demo(
     out: _Out,
     valid_share: _ValidShare = 0.0,
 ) -> None:
-    """The official demo's rows become conversations that caption first, then think, answer or render."""
+    """The official demo's lines become conversations that caption first, then think, answer or render."""
     from bagpiper.data import importers
 
     _report(importers.import_demo(manifest, out, valid_share=valid_share), valid_share)
@@ -83,22 +83,22 @@ def export_dialogues(
     conversations: Annotated[Path, typer.Argument(help="File of conversations.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON lines, or Parquet if it ends in .parquet.")],
 ) -> None:
-    """Conversations become ESPnet's rows [role, modality, content]."""
+    """Conversations become ESPnet's dialogues [role, modality, content]."""
     from bagpiper.data.exporters import export_dialogues as export
 
     exported = export(conversations, out)
-    typer.echo(f"{exported.rows} rows written to {out}")
+    typer.echo(f"{exported.dialogues} dialogues written to {out}")
     if exported.flags:
-        typer.echo(f"left out: {exported.flags} loss flags of messages, for which the rows have no place", err=True)
+        typer.echo(f"left out: {exported.flags} loss flags of messages, for which they have no place", err=True)
 
 
 def _report(imported: Imported, valid_share: float) -> None:
     for fault in imported.faults:
         typer.echo(f"left out: {fault}", err=True)
     longer = f", {imported.longer} with longer clips left out" if imported.longer else ""
-    typer.echo(f"{imported.rows} rows read, {len(imported.faults)} left out{longer}")
+    typer.echo(f"{imported.lines} lines read, {len(imported.faults)} left out{longer}")
     typer.echo(f"{imported.train} conversations written to {imported.path}")
     if imported.valid_path is not None:
         typer.echo(f"{imported.valid} conversations written to {imported.valid_path}")
     elif valid_share:
-        typer.echo(f"nothing was split off: a share of {valid_share:g} of so few rows is none; raise --valid-share")
+        typer.echo(f"nothing was split off: a share of {valid_share:g} of so few lines is none; raise --valid-share")

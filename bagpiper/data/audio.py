@@ -85,7 +85,7 @@ def resampled_length(num_samples: int, rate_in: int, rate_out: int) -> int:
     return -(-num_samples * rate_out // rate_in)
 
 
-def probe_clip(path: str | Path, max_seconds: float | None = None) -> ClipInfo:
+def inspect_clip(path: str | Path, max_seconds: float | None = None) -> ClipInfo:
     """Decode a file once to learn its length and hash and that it can be used.
 
     Args:
@@ -116,7 +116,7 @@ def read_clip(
         float32 ``[resampled_length(N, rate of the file, sample_rate)]``.
 
     Raises:
-        BadAudio: as ``probe_clip``.
+        BadAudio: as ``inspect_clip``.
     """
     blocks, rate, _ = _decode(str(path), max_seconds)
     return resample(np.concatenate(blocks), rate, sample_rate, resampler)

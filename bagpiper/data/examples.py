@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bagpiper.data.audio import BadAudio, ClipInfo, probe_clip
+from bagpiper.data.audio import BadAudio, ClipInfo, inspect_clip
 from bagpiper.data.ledger import FIRST_CHANNEL, READ, Faults, Ledger, OnBad
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
 from bagpiper.language.conversation import Clip, Conversation, Message, from_json
 from bagpiper.recipe.settings import SourceSettings
 
-_PROBE_THREADS = 2
+_THREADS = 2
 
 _LEAST_WEIGHT = 0.001
 """Smallest weight of a source; with all of them tiny, most epochs would hold nothing."""
@@ -49,16 +49,16 @@ def read_sources(
     on_bad: OnBad,
     max_seconds: float | None,
     ledger: Ledger,
-    probe_cache: Path | None = None,
+    clip_cache: Path | None = None,
 ) -> list[Example]:
-    """Read manifests and probe every clip in them.
+    """Read manifests and inspect every clip in them.
 
     Args:
         sources: the manifests, read in order.
         on_bad: ``fail`` raises all faults (up to 20) at once; ``skip`` leaves bad examples out and counts them.
         max_seconds: longest clip allowed.
         ledger: counts what was read and left out.
-        probe_cache: JSON file that remembers probed clips by path, size and time of change.
+        clip_cache: JSON file that remembers inspected clips by path, size and time of change.
 
     Raises:
         UserError: a manifest is missing or empty, a source's weight is not positive; bad examples in ``fail`` mode.
@@ -69,13 +69,13 @@ def read_sources(
         for source, name in zip(sources, _names(sources), strict=True)
         for item in _parse(source, name, ledger, faults)
     ]
-    probes = _ProbeCache(probe_cache)
+    known = _ClipCache(clip_cache)
     paths = dict.fromkeys(path for example in parsed for path in _clip_paths(example).values())
-    with ThreadPoolExecutor(_PROBE_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            found = dict(zip(paths, pool.map(lambda path: _probe(path, max_seconds, probes), paths), strict=True))
+            found = dict(zip(paths, pool.map(lambda path: _inspect(path, max_seconds, known), paths), strict=True))
         finally:
-            probes.save()
+            known.save()
     examples = []
     for example in parsed:
         results = {index: found[path] for index, path in _clip_paths(example).items()}
@@ -177,14 +177,14 @@ def _parse(source: SourceSettings, name: str, ledger: Ledger, faults: Faults) ->
         )
     path = Path(source.path).expanduser()
     seen: dict[str, int] = {}
-    for line, row, fault in read_lines(path):
+    for number, line, fault in read_lines(path):
         ledger.count(name, READ)
-        where = f"{path}:{line}"
+        where = f"{path}:{number}"
         if fault is not None:
             faults.add(name, "bad line", f"{where}: {fault}")
             continue
         try:
-            conversation = _conversation(row, where, f"{name}:{line}", path.parent)
+            conversation = _conversation(line, where, f"{name}:{number}", path.parent)
         except ValueError as error:
             faults.add(name, "bad line", str(error))
             continue
@@ -192,20 +192,20 @@ def _parse(source: SourceSettings, name: str, ledger: Ledger, faults: Faults) ->
             first = f"id '{conversation.id}' was used in line {seen[conversation.id]}"
             faults.add(name, "repeated id", f"{where}: {first}; ids must differ")
             continue
-        seen[conversation.id] = line
+        seen[conversation.id] = number
         yield Example(conversation, {}, name, where, source.weight)
 
 
-def _conversation(row: Any, where: str, default_id: str, folder: Path) -> Conversation:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a line must be a JSON object with 'messages', got {type(row).__name__}")
-    turns = row.get("messages")
+def _conversation(line: Any, where: str, default_id: str, folder: Path) -> Conversation:
+    if not isinstance(line, dict):
+        raise UserError(f"{where}: a line must be a JSON object with 'messages', got {type(line).__name__}")
+    turns = line.get("messages")
     if isinstance(turns, list) and turns and isinstance(turns[0], list):
         raise UserError(
             f"{where}: messages are lists [role, modality, content] as in ESPnet; "
             "`bagpiper data import-dialogues` makes conversations of them"
         )
-    conversation = from_json(row if row.get("id") is not None else {**row, "id": default_id}, where)
+    conversation = from_json(line if line.get("id") is not None else {**line, "id": default_id}, where)
     for number, message in enumerate(conversation.messages, start=1):
         if message.modality == "text" and not _is_unicode(message.text):
             raise UserError(f"{where}, message {number}: half a surrogate pair (as in \\ud83d) is not a character")
@@ -233,8 +233,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-class _ProbeCache:
-    """Results of ``probe_clip`` by path, size and time of change, so that a resumed run need not decode everything."""
+class _ClipCache:
+    """What ``inspect_clip`` found, by path, size and time of change: a resumed run need not decode everything."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -246,7 +246,7 @@ class _ProbeCache:
                 self._known = {}  # damaged: only time is lost
 
     def find(self, path: str) -> ClipInfo | None:
-        """The clip, if the file is still the one that was probed."""
+        """The clip, if the file is still the one that was inspected."""
         known = self._known.get(os.path.abspath(path))
         return ClipInfo(path, *known[2:]) if known and known[:2] == _stamp(path) else None
 
@@ -270,13 +270,13 @@ def _stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _probe(path: str, max_seconds: float | None, cache: _ProbeCache) -> ClipInfo | BadAudio:
+def _inspect(path: str, max_seconds: float | None, cache: _ClipCache) -> ClipInfo | BadAudio:
     """The clip at ``path``, or what is wrong with it."""
     known = cache.find(path)
     if known is not None and (max_seconds is None or known.seconds <= max_seconds):
         return known
     try:
-        clip = probe_clip(path, max_seconds)
+        clip = inspect_clip(path, max_seconds)
     except BadAudio as error:
         return error
     cache.add(clip)

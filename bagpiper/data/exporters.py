@@ -20,27 +20,27 @@ class Exported:
     """What an export did.
 
     Attributes:
-        rows: written.
+        dialogues: written.
         flags: ``loss`` flags of messages that the other format has no place for.
     """
 
-    rows: int
+    dialogues: int
     flags: int
 
 
 def export_dialogues(source: Path, out: Path) -> Exported:
-    """Conversations -> ESPnet's rows ``{"example_id", "messages": [[role, modality, content], ...]}``.
+    """Conversations -> ESPnet's dialogues ``{"example_id", "messages": [[role, modality, content], ...]}``.
 
     Args:
         source: a file of conversations.
         out: JSON lines, or Parquet if its name ends so; paths of clips are relative to its folder.
 
     Raises:
-        UserError: a row is no conversation, or has no clip in a file; nothing is written then.
+        UserError: a line is no conversation, or has no clip in a file; nothing is written then.
     """
     if out.resolve() == source.resolve():
-        raise UserError(f"{out}: this is the file of conversations itself; write the rows to another file")
-    rows: list[dict[str, Any]] = []
+        raise UserError(f"{out}: this is the file of conversations itself; write the dialogues to another file")
+    dialogues: list[dict[str, Any]] = []
     flags = 0
     for number, data, fault in read_lines(source):
         where = f"{source}:{number}"
@@ -55,15 +55,15 @@ def export_dialogues(source: Path, out: Path) -> Exported:
             flags += message.loss is not None
             content = message.text if message.modality == "text" else _path(message.clip.path, source, out, where)
             messages.append([message.role, message.modality, content])
-        rows.append({"example_id": conversation.id, "messages": messages, **conversation.meta})
+        dialogues.append({"example_id": conversation.id, "messages": messages, **conversation.meta})
     if out.suffix == SUFFIX:
-        write_parquet(out, rows)
+        write_parquet(out, dialogues)
     else:
-        write_for_user(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    return Exported(len(rows), flags)
+        write_for_user(out, "".join(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues).encode())
+    return Exported(len(dialogues), flags)
 
 
 def _path(path: str | None, source: Path, out: Path, where: str) -> str:
     if path is None:
-        raise UserError(f"{where}: a clip without a file cannot be named in a row")
+        raise UserError(f"{where}: a clip without a file cannot be named in a dialogue")
     return os.path.relpath(source.parent / Path(path).expanduser(), out.parent)

@@ -1,6 +1,6 @@
 """Importers: other projects' manifests become files of conversations.
 
-Every row either becomes conversations or a fault with its line number; nothing is dropped in silence. Paths are
+Every line either becomes conversations or a fault with its line number; nothing is dropped in silence. Paths are
 written relative to the new file.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bagpiper.data.audio import probe_clip
+from bagpiper.data.audio import inspect_clip
 from bagpiper.data.examples import read_lines
 from bagpiper.data.parquet import SUFFIX, read_parquet
 from bagpiper.draws import uniform
@@ -37,15 +37,15 @@ class Imported:
     """What an import did.
 
     Attributes:
-        rows: read.
+        lines: read.
         train: conversations written.
         valid: conversations written to ``valid_path``.
         path, valid_path: the files; ``valid_path`` is None if nothing was split off.
-        faults: rows that could not be imported, with their line numbers.
-        longer: rows left out because their clip is longer than what was asked for.
+        faults: lines that could not be imported, with their line numbers.
+        longer: lines left out because their clip is longer than what was asked for.
     """
 
-    rows: int
+    lines: int
     train: int
     valid: int
     path: Path
@@ -55,7 +55,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Line:
     """A line of a manifest: the object, where it stands, its id, the manifest's folder."""
 
     data: dict[str, Any]
@@ -113,27 +113,27 @@ def import_pairs(
         question: put after the clip in audio -> text.
         valid_share: share of the pairs that goes to ``<out>.valid.jsonl``, chosen by hash.
         split_by: what may not stand on both sides of the split: the same file, or the same text.
-        max_seconds: rows with longer clips are left out and counted; the others stay on their side of the split.
+        max_seconds: lines with longer clips are left out and counted; the others stay on their side of the split.
 
     Raises:
-        UserError: the manifest cannot be read, ``out`` cannot be written, or no row could be imported.
+        UserError: the manifest cannot be read, ``out`` cannot be written, or no line could be imported.
     """
     if max_seconds is not None and not max_seconds > 0:
         raise UserError(f"max seconds {max_seconds:g}; it must be more than 0")
 
-    def convert(row: _Row) -> tuple[list[Conversation], str]:
-        key = text_key or ("caption" if row.data.get("caption") else "text")
-        text, clip = row.text(key), row.clip(row.data.get("audio"))
-        if max_seconds is not None and probe_clip(clip.path or "").seconds > max_seconds:
+    def convert(line: _Line) -> tuple[list[Conversation], str]:
+        key = text_key or ("caption" if line.data.get("caption") else "text")
+        text, clip = line.text(key), line.clip(line.data.get("audio"))
+        if max_seconds is not None and inspect_clip(clip.path or "").seconds > max_seconds:
             return [], ""
-        conversations = _pair(row, clip, text, row.rest("audio", key), task, question)
-        return conversations, str(row.data["audio"]) if split_by == "audio" else text.strip().lower()
+        conversations = _pair(line, clip, text, line.rest("audio", key), task, question)
+        return conversations, str(line.data["audio"]) if split_by == "audio" else text.strip().lower()
 
     return _import(manifest, out, convert, valid_share)
 
 
 def import_dialogues(manifest: Path, out: Path, *, valid_share: float = 0.0) -> Imported:
-    """ESPnet's dialogue rows ``{"example_id", "messages": [[role, modality, content], ...]}`` -> conversations.
+    """ESPnet's dialogues ``{"example_id", "messages": [[role, modality, content], ...]}`` -> conversations.
 
     Args:
         manifest: JSON lines, or a Parquet file as on the Hub; audio content is a path relative to its folder.
@@ -145,35 +145,35 @@ def import_dialogues(manifest: Path, out: Path, *, valid_share: float = 0.0) -> 
         UserError: as ``import_pairs``.
     """
 
-    def convert(row: _Row) -> tuple[list[Conversation], str]:
-        turns = row.data.get("messages")
+    def convert(line: _Line) -> tuple[list[Conversation], str]:
+        turns = line.data.get("messages")
         if not isinstance(turns, list) or not turns:
-            raise UserError(f"{row.where}: 'messages' must be a list of [role, modality, content]")
-        messages = tuple(_espnet_message(row, turn, f"{row.where}, message {n}") for n, turn in enumerate(turns, 1))
+            raise UserError(f"{line.where}: 'messages' must be a list of [role, modality, content]")
+        messages = tuple(_espnet_message(line, turn, f"{line.where}, message {n}") for n, turn in enumerate(turns, 1))
         audio = [turn[2] for turn in turns if turn[1] == "audio"]
-        conversation = Conversation(row.id, messages, row.rest("example_id"))
-        return [conversation], audio[0] if audio else row.id
+        conversation = Conversation(line.id, messages, line.rest("example_id"))
+        return [conversation], audio[0] if audio else line.id
 
     return _import(manifest, out, convert, valid_share)
 
 
 def import_demo(manifest: Path, out: Path, *, valid_share: float = 0.0) -> Imported:
-    """Rows of the official demo -> conversations in caption-then-process form (spec section 2.5).
+    """Lines of the official demo -> conversations in caption-then-process form (spec section 2.5).
 
-    Pretraining rows become pairs in both directions; understanding rows answer "caption, think, answer" after clip and
-    question; generation rows answer a request with "think, caption" and then the clip.
+    Pretraining lines become pairs in both directions; understanding lines answer "caption, think, answer" after clip
+    and question; generation lines answer a request with "think, caption" and then the clip.
 
     Args:
         manifest: JSON lines with ``split``, ``task``, ``audio``, ``caption`` and the texts of the turn.
         out: the file to write.
-        valid_share: share of the rows that goes to ``<out>.valid.jsonl``, by hash of the audio file.
+        valid_share: share of the lines that goes to ``<out>.valid.jsonl``, by hash of the audio file.
 
     Raises:
         UserError: as ``import_pairs``.
     """
 
-    def convert(row: _Row) -> tuple[list[Conversation], str]:
-        return _demo(row), str(row.data["audio"])
+    def convert(line: _Line) -> tuple[list[Conversation], str]:
+        return _demo(line), str(line.data["audio"])
 
     return _import(manifest, out, convert, valid_share)
 
@@ -205,9 +205,9 @@ def soundscape_sources(folder: Path) -> tuple[list[SourceSettings], list[SourceS
 
 
 def _import(
-    manifest: Path, out: Path, convert: Callable[[_Row], tuple[list[Conversation], str]], valid_share: float
+    manifest: Path, out: Path, convert: Callable[[_Line], tuple[list[Conversation], str]], valid_share: float
 ) -> Imported:
-    """Convert every row and write the file(s).
+    """Convert every line and write the file(s).
 
     ``convert`` gives conversations, none for a clip that is too long, and the key of the split.
     """
@@ -219,9 +219,9 @@ def _import(
     lines: dict[bool, list[str]] = {False: [], True: []}
     faults: list[str] = []
     seen: dict[str, int] = {}
-    rows = longer = 0
+    read = longer = 0
     for number, data, fault in read_parquet(manifest) if manifest.suffix == SUFFIX else read_lines(manifest):
-        rows += 1
+        read += 1
         where = f"{manifest}:{number}"
         try:
             if fault is not None or not isinstance(data, dict):
@@ -229,7 +229,7 @@ def _import(
             name = str(data.get("id") or data.get("example_id") or f"{manifest.stem}:{number}")
             if name in seen:
                 raise UserError(f"{where}: id '{name}' was used in line {seen[name]}; ids must differ")
-            conversations, key = convert(_Row(data, where, name, manifest.parent))
+            conversations, key = convert(_Line(data, where, name, manifest.parent))
             written = [_dump(conversation, out, where) for conversation in conversations]
         except UserError as error:
             faults.append(str(error))
@@ -240,12 +240,12 @@ def _import(
     if not lines[False]:
         others = "every clip is longer than asked for" if longer else "the share for validation took all of them"
         detail = "\n  ".join(faults[:20]) if faults else others
-        raise UserError(f"{manifest}: none of {rows} rows could be imported for training:\n  {detail}")
+        raise UserError(f"{manifest}: none of {read} lines could be imported for training:\n  {detail}")
     _write(out, lines[False])
     if lines[True]:
         _write(valid_path, lines[True])
     kept = valid_path if lines[True] else None
-    return Imported(rows, len(lines[False]), len(lines[True]), out, kept, tuple(faults), longer)
+    return Imported(read, len(lines[False]), len(lines[True]), out, kept, tuple(faults), longer)
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:
@@ -277,52 +277,52 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _pair(
-    row: _Row, clip: Clip, text: str, meta: dict[str, Any], task: Task, question: str | None = None
+    line: _Line, clip: Clip, text: str, meta: dict[str, Any], task: Task, question: str | None = None
 ) -> list[Conversation]:
-    """One or both directions of a pair; pretraining rows carry no system prompt (spec section 2.3)."""
+    """One or both directions of a pair; pretraining data carries no system prompt (spec section 2.3)."""
     conversations = []
     if task != "text_to_audio":
         asked = (Message("user", "text", question),) if question else ()
         heard = (Message("user", "audio", clip), *asked, Message("assistant", "text", text))
-        conversations.append(Conversation(f"{row.id}.a2t", heard, meta))
+        conversations.append(Conversation(f"{line.id}.a2t", heard, meta))
     if task != "audio_to_text":
         spoken = (Message("user", "text", text), Message("assistant", "audio", clip))
-        conversations.append(Conversation(f"{row.id}.t2a", spoken, meta))
+        conversations.append(Conversation(f"{line.id}.t2a", spoken, meta))
     return conversations
 
 
-def _demo(row: _Row) -> list[Conversation]:
-    clip, caption = row.clip(row.data.get("audio")), row.text("caption")
-    split, task = row.data.get("split"), row.data.get("task")
-    meta = row.rest("audio", "caption", "request", "question", "think", "answer", "system")
+def _demo(line: _Line) -> list[Conversation]:
+    clip, caption = line.clip(line.data.get("audio")), line.text("caption")
+    split, task = line.data.get("split"), line.data.get("task")
+    meta = line.rest("audio", "caption", "request", "question", "think", "answer", "system")
     if split == "pretrain":
-        return _pair(row, clip, caption, meta, "both")
-    think = f"<think>\n{row.text('think').strip()}\n</think>"
+        return _pair(line, clip, caption, meta, "both")
+    think = f"<think>\n{line.text('think').strip()}\n</think>"
     if (split, task) == ("posttrain", "understanding"):
-        answer = f"{CAPTION_PREFIX} {caption.strip()}\n\n{think}\n\n{row.text('answer').strip()}"
+        answer = f"{CAPTION_PREFIX} {caption.strip()}\n\n{think}\n\n{line.text('answer').strip()}"
         messages = (
             Message("system", "text", UNDERSTANDING_PROMPT),
             Message("user", "audio", clip),
-            Message("user", "text", row.text("question")),
+            Message("user", "text", line.text("question")),
             Message("assistant", "text", answer),
         )
     elif (split, task) == ("posttrain", "generation"):
-        system = (Message("system", "text", row.text("system")),) if row.data.get("system") else ()
+        system = (Message("system", "text", line.text("system")),) if line.data.get("system") else ()
         messages = (
             *system,
-            Message("user", "text", row.text("request")),
+            Message("user", "text", line.text("request")),
             Message("assistant", "text", f"{think}\n\n{caption.strip()}"),
             Message("assistant", "audio", clip),
         )
     else:
         raise UserError(
-            f"{row.where}: split {split!r} and task {task!r}; known are split pretrain or posttrain and task "
+            f"{line.where}: split {split!r} and task {task!r}; known are split pretrain or posttrain and task "
             "understanding or generation"
         )
-    return [Conversation(row.id, messages, meta)]
+    return [Conversation(line.id, messages, meta)]
 
 
-def _espnet_message(row: _Row, turn: Any, where: str) -> Message:
+def _espnet_message(line: _Line, turn: Any, where: str) -> Message:
     if not isinstance(turn, list) or len(turn) != 3 or not all(isinstance(part, str) for part in turn):
         raise UserError(f"{where}: must be [role, modality, content] of three strings, got {turn!r}")
     role, modality, content = turn
@@ -330,7 +330,7 @@ def _espnet_message(row: _Row, turn: Any, where: str) -> Message:
         raise UserError(f"{where}: role {role!r}; allowed: {', '.join(ROLES)}")
     if modality not in MODALITIES:
         raise UserError(f"{where}: modality {modality!r} is not supported; allowed: {', '.join(MODALITIES)}")
-    return Message(_role(role), "audio", row.clip(content)) if modality == "audio" else Message(role, "text", content)
+    return Message(_role(role), "audio", line.clip(content)) if modality == "audio" else Message(role, "text", content)
 
 
 def _role(role: str) -> Role:

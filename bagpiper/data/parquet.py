@@ -1,4 +1,4 @@
-"""Dialogue rows in Parquet files, as the Hub holds the official SFT data (needs the package pyarrow).
+"""Dialogues in Parquet files, as the Hub holds the official SFT data (needs the package pyarrow).
 
 A file has a column of ids and a column ``messages``: lists of ``[role, modality, content]``, the same as JSON text, or
 that text compressed with zstd (spec sections 2.4 and 6.5).
@@ -17,11 +17,11 @@ from bagpiper.files import replacing_file
 SUFFIX = ".parquet"
 IDS = ("example_id", "utt_id", "id")
 """Names of the column of ids, the first that is there."""
-_ROWS = 1024
+_BATCH = 1024
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
-    """Rows of a file: (number from 1, ``{"example_id", "messages", ...}``, None), or (number, None, fault).
+    """Dialogues of a file: (number from 1, ``{"example_id", "messages", ...}``, None), or (number, None, fault).
 
     Raises:
         UserError: pyarrow is missing, or the file is no Parquet file with a column ``messages``.
@@ -37,16 +37,16 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
     if "messages" not in columns:
         raise UserError(f"{path}: has no column 'messages', only {', '.join(columns)}; is it a file of dialogues?")
     number = 0
-    for batch in file.iter_batches(_ROWS):
-        for row in batch.to_pylist():
+    for batch in file.iter_batches(_BATCH):
+        for entry in batch.to_pylist():
             number += 1
             try:
-                messages = [_turn(turn) for turn in _plain(row["messages"])]
+                messages = [_turn(turn) for turn in _plain(entry["messages"])]
             except (ValueError, TypeError, OSError) as error:
                 yield number, None, f"'messages' is no list of [role, modality, content] ({error})"
                 continue
-            name = next((row[key] for key in IDS if row.get(key) is not None), None)
-            rest = {key: value for key, value in row.items() if key not in (*IDS, "messages") and _is_json(value)}
+            name = next((entry[key] for key in IDS if entry.get(key) is not None), None)
+            rest = {key: value for key, value in entry.items() if key not in (*IDS, "messages") and _is_json(value)}
             yield (
                 number,
                 {**rest, **({"example_id": str(name)} if name is not None else {}), "messages": messages},
@@ -54,8 +54,8 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
             )
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows ``{"example_id", "messages"}``: ids, and messages as JSON text, pages compressed with zstd.
+def write_parquet(path: Path, dialogues: Sequence[Mapping[str, Any]]) -> None:
+    """Write dialogues ``{"example_id", "messages"}``: ids, and messages as JSON text, pages compressed with zstd.
 
     Raises:
         UserError: pyarrow is missing.
@@ -65,9 +65,9 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = pyarrow.table(
         {
-            "example_id": pyarrow.array([row["example_id"] for row in rows], pyarrow.string()),
+            "example_id": pyarrow.array([dialogue["example_id"] for dialogue in dialogues], pyarrow.string()),
             "messages": pyarrow.array(
-                [json.dumps(row["messages"], ensure_ascii=False) for row in rows], pyarrow.string()
+                [json.dumps(dialogue["messages"], ensure_ascii=False) for dialogue in dialogues], pyarrow.string()
             ),
         }
     )

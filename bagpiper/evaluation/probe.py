@@ -10,18 +10,18 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from bagpiper.console import counted
-from bagpiper.data.audio import resampled_length
 from bagpiper.draws import derive_seed
 from bagpiper.errors import UserError
 from bagpiper.evaluation.table import DIRECTIONS, probe_table
 from bagpiper.files import write_for_user
+from bagpiper.inference.answerer import Answerer, LoadedModel, Request
 from bagpiper.inference.device import choose_device
-from bagpiper.inference.generate import Answer, generate, rows_for
+from bagpiper.inference.generate import Answer
 from bagpiper.language.conversation import Clip, Conversation, Message, Modality
 from bagpiper.recipe.load import load_recipe
 from bagpiper.recipe.model_config import find_model
@@ -32,9 +32,6 @@ from bagpiper.soundscapes.scoring.analyse import analyse_audio
 from bagpiper.soundscapes.scoring.parse import parse_caption
 from bagpiper.soundscapes.scoring.score import score_many
 from bagpiper.weights.model_folder import generation_of, load_model
-
-if TYPE_CHECKING:
-    from bagpiper.model import Bagpiper
 
 Progress = Callable[[int, int], None]
 """(done, total) answers."""
@@ -103,17 +100,9 @@ def evaluate(
     read_items(corpus, "test", clips)  # before the model is loaded, which takes longer
     chosen = choose_device(device or recipe.device)
     found = find_model(folder)
-    model = load_model(found, chosen)
+    answerer = LoadedModel(load_model(found, chosen), generation_of(found))
     with counted(console, "evaluating") as progress:
-        result = evaluate_soundscapes(
-            model,
-            corpus,
-            clips=clips,
-            cycles=cycles,
-            seed=recipe.seed,
-            generation=generation_of(found),
-            progress=progress,
-        )
+        result = evaluate_soundscapes(answerer, corpus, clips=clips, cycles=cycles, seed=recipe.seed, progress=progress)
     result["model"] = str(found.relative_to(folder))
     write_for_user(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
     console.print(probe_table(result))
@@ -121,10 +110,9 @@ def evaluate(
 
 
 def evaluate_soundscapes(
-    model: Bagpiper,
+    answerer: Answerer,
     corpus_folder: Path,
     *,
-    generation: GenerationSettings,
     split: str = "test",
     clips: int = 0,
     cycles: int = 0,
@@ -133,13 +121,12 @@ def evaluate_soundscapes(
 ) -> dict[str, Any]:
     """Score a model on a split of a soundscapes corpus.
 
-    Text is decoded greedily, audio as the recipe says. Segments may be as long as the longest clip, or twice the
+    Text is decoded greedily, audio as the model says. Segments may be as long as the longest clip, or twice the
     longest caption.
 
     Args:
-        model: the model.
+        answerer: the model; also says how audio is sampled, and how many requests are asked at once.
         corpus_folder: what ``make_corpus`` wrote.
-        generation: how audio is sampled, and the size of batches.
         split: train, valid or test.
         clips: how many, from the first; 0 for all.
         cycles: how many of them for the cycle figures; 0 leaves these out.
@@ -159,7 +146,7 @@ def evaluate_soundscapes(
     cycled = items[:cycles]
     if cycled and len(cycled) < LEAST_CLIPS:
         raise UserError(f"cycles: give 0, or at least {LEAST_CLIPS} clips, so that chance can be measured")
-    asker = _Asker(model, _bounded(model, generation, items), seed, progress, 2 * (len(items) + len(cycled)))
+    asker = _Asker(answerer, _bounded(answerer, items), seed, progress, 2 * (len(items) + len(cycled)))
     recordings = _recordings(corpus_folder)
     truths = [item.facts for item in items]
     captions = asker.describe("audio_to_caption", items, [item.clip for item in items])
@@ -199,17 +186,18 @@ def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
         )
     items = []
     for line in manifest.read_text(encoding="utf-8").splitlines()[: clips or None]:
-        row = json.loads(line)
-        clip = Clip(path=str(corpus_folder / row["audio"]))
-        items.append(Item(row["id"], clip, row["caption"], row["duration"], row["facts"]))
+        known = json.loads(line)
+        clip = Clip(path=str(corpus_folder / known["audio"]))
+        items.append(Item(known["id"], clip, known["caption"], known["duration"], known["facts"]))
     if len(items) < LEAST_CLIPS:
         raise UserError(f"{manifest}: {len(items)} clips to evaluate on, at least {LEAST_CLIPS} are needed for chance")
     return items
 
 
-def _bounded(model: Bagpiper, generation: GenerationSettings, items: Sequence[Item]) -> GenerationSettings:
-    longest_text = max(len(model.tokenizer.encode(item.caption)) for item in items)
-    longest_audio = rows_for(model, max(item.seconds for item in items))
+def _bounded(answerer: Answerer, items: Sequence[Item]) -> GenerationSettings:
+    generation = answerer.generation
+    longest_text = max(answerer.rows_of_text(item.caption) for item in items)
+    longest_audio = answerer.rows_of_audio(max(item.seconds for item in items))
     return replace(
         generation,
         text=replace(generation.text, temperature=0.0, min_rows=1, max_rows=2 * longest_text),
@@ -237,9 +225,9 @@ class _Asker:
     """Asks a model about many items, batch by batch."""
 
     def __init__(
-        self, model: Bagpiper, settings: GenerationSettings, seed: int, progress: Progress | None, total: int
+        self, answerer: Answerer, settings: GenerationSettings, seed: int, progress: Progress | None, total: int
     ) -> None:
-        self.model = model
+        self.answerer = answerer
         self.settings = settings
         self.seed = seed
         self.progress = progress
@@ -248,7 +236,7 @@ class _Asker:
     def describe(self, purpose: str, items: Sequence[Item], clips: Sequence[Clip]) -> list[str]:
         """Captions of clips; a clip too short to be heard gets an empty one."""
         captions = [""] * len(items)
-        heard = [number for number, clip in enumerate(clips) if self._can_be_heard(clip)]
+        heard = [number for number, clip in enumerate(clips) if self.answerer.can_hear(clip)]
         self._advance(len(items) - len(heard))
         messages = [Message("user", "audio", clips[number]) for number in heard]
         chosen = [items[number] for number in heard]
@@ -259,28 +247,20 @@ class _Asker:
     def render(self, purpose: str, items: Sequence[Item], captions: Sequence[str]) -> list[Clip]:
         """Sounds of captions."""
         messages = [Message("user", "text", caption) for caption in captions]
-        rate = self.model.settings.codec.sample_rate
         answers = self._ask(purpose, items, messages, "audio")
-        return [Clip(samples=answer.samples, sample_rate=rate) for answer in answers]
-
-    def _can_be_heard(self, clip: Clip) -> bool:
-        if clip.samples is None:
-            return True
-        assert clip.sample_rate is not None
-        encoder = self.model.settings.encoder
-        return encoder.num_frames(resampled_length(len(clip.samples), clip.sample_rate, encoder.sample_rate)) > 0
+        return [Clip(samples=answer.samples, sample_rate=self.answerer.sample_rate) for answer in answers]
 
     def _ask(
         self, purpose: str, items: Sequence[Item], messages: Sequence[Message], modality: Modality
     ) -> Iterator[Answer]:
+        requests = [
+            Request(Conversation(item.id, (message,)), derive_seed(self.seed, "eval", purpose, item.id), (modality,))
+            for item, message in zip(items, messages, strict=True)
+        ]
         size = self.settings.batch_size
-        for start in range(0, len(items), size):
-            batch = [
-                Conversation(item.id, (message,))
-                for item, message in zip(items[start : start + size], messages[start : start + size], strict=True)
-            ]
-            seeds = [derive_seed(self.seed, "eval", purpose, conversation.id) for conversation in batch]
-            yield from generate(self.model, batch, self.settings, seeds=seeds, plan=[modality])
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
+            yield from self.answerer.answer(batch, self.settings)
             self._advance(len(batch))
 
     def _advance(self, count: int) -> None:

@@ -1,64 +1,82 @@
-"""The system prompt that the official SFT model was trained with, taken from SFT rows (spec section 2.5)."""
+"""The system prompt that the official SFT model was trained with, taken from SFT data (spec section 2.5)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bagpiper.data.examples import read_lines
 from bagpiper.data.parquet import SUFFIX, read_parquet
 from bagpiper.errors import UserError
+from bagpiper.recipe.settings import GenerationSettings
 
 OFFICIAL_MD5 = "903599715f6bea955adc1cfbf83aa9e2"
 """Of the published prompt for making sounds; it must be byte-exact, with another the model answers with text only."""
+
+NO_PROMPT = (
+    "this official SFT model has no system prompt; the general one answers with text only unless it sees the prompt "
+    "that it was trained with: import it again with --system-prompt-from SFT.jsonl (the TTS model needs none)"
+)
+
+
+def missing_prompt(provenance: Mapping[str, Any], stage: str, generation: GenerationSettings) -> str | None:
+    """What to warn of before an imported model is asked for a sound, or None.
+
+    Args:
+        provenance: of the model folder.
+        stage: what the model was trained for last.
+        generation: how it is to be sampled.
+    """
+    needs = "official" in provenance and stage == "sft"
+    return NO_PROMPT if needs and not (generation.render_prompt or generation.system_prompt) else None
 
 
 def find_system_prompt(path: Path) -> str:
     """The system prompt of a file of conversations.
 
-    Rows are official ones (``messages`` of ``[role, modality, content]``), this toolkit's own, or the demo page's
+    Lines are official ones (``messages`` of ``[role, modality, content]``), this toolkit's own, or the demo page's
     (a text under ``system``). The prompt with the published md5 is taken if it occurs; else the only one.
 
     Args:
         path: JSON lines or Parquet.
 
     Raises:
-        UserError: no row has one, or there are several and none is the published one.
+        UserError: no line has one, or there are several and none is the published one.
     """
     found = Counter(_prompts(path))
     for prompt in found:
         if hashlib.md5(prompt.encode(), usedforsecurity=False).hexdigest() == OFFICIAL_MD5:
             return prompt
     if not found:
-        raise UserError(f"{path}: no row has a system message; give rows of the SFT data (JSON lines)")
+        raise UserError(f"{path}: no line has a system message; give lines of the SFT data (JSON lines)")
     if len(found) > 1:
         shown = "; ".join(f"{count} times {prompt[:40]!r}" for prompt, count in found.most_common(3))
         raise UserError(
             f"{path}: {len(found)} different system prompts, none of them the published one (md5 {OFFICIAL_MD5}): "
-            f"{shown}. Give rows that share one"
+            f"{shown}. Give lines that share one"
         )
     return next(iter(found))
 
 
 def _prompts(path: Path) -> Iterator[str]:
-    for number, row, fault in read_parquet(path) if path.suffix == SUFFIX else read_lines(path):
+    for number, line, fault in read_parquet(path) if path.suffix == SUFFIX else read_lines(path):
         if fault is not None:
             raise UserError(f"{path}:{number}: {fault}")
-        yield from _of_row(row)
+        yield from _of_line(line)
 
 
-def _of_row(row: Any) -> Iterator[str]:
-    if not isinstance(row, dict):
+def _of_line(line: Any) -> Iterator[str]:
+    if not isinstance(line, dict):
         return
-    for turn in row.get("messages") or []:
+    for turn in line.get("messages") or []:
         if isinstance(turn, list) and len(turn) == 3 and turn[:2] == ["system", "text"] and isinstance(turn[2], str):
             yield turn[2]
         elif isinstance(turn, dict) and turn.get("role") == "system":
             content = turn.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]
             yield from (part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
-    if isinstance(row.get("system"), str):
-        yield row["system"]
+    if isinstance(line.get("system"), str):
+        yield line["system"]

@@ -95,31 +95,31 @@ class Conversation:
         return self
 
 
-def from_json(row: Mapping[str, Any], where: str = "conversation") -> Conversation:
+def from_json(line: Mapping[str, Any], where: str = "conversation") -> Conversation:
     """Read one JSON object in the chat format of Hugging Face and OpenAI clients.
 
     ``{"id": ..., "messages": [{"role": "user", "content": "text" | [part, ...], "loss": true}]}`` with parts
     ``{"type": "text", "text": ...}`` and ``{"type": "audio", "audio": "file.wav"}``; every part becomes a message.
 
     Args:
-        row: the object.
+        line: the object.
         where: file and line, for messages.
 
     Raises:
         ValueError: the object is not a conversation; the message says what and where.
     """
-    if "messages" not in row:
+    if "messages" not in line:
         hint = ""
-        if "audio" in row:
+        if "audio" in line:
             hint = "; this looks like a pair (audio, caption): `bagpiper data import-pairs` makes conversations of it"
         raise ValueError(f"{where}: no 'messages' in this line{hint}")
-    if not isinstance(row["messages"], list) or not row["messages"]:
+    if not isinstance(line["messages"], list) or not line["messages"]:
         raise ValueError(f"{where}: 'messages' must be a list with at least one message")
     messages: list[Message] = []
-    for number, turn in enumerate(row["messages"], start=1):
+    for number, turn in enumerate(line["messages"], start=1):
         messages.extend(_parse_turn(turn, f"{where}, message {number}"))
-    meta = {key: value for key, value in row.items() if key not in ("id", "messages")}
-    return Conversation(id=str(row.get("id", where)), messages=tuple(messages), meta=meta)
+    meta = {key: value for key, value in line.items() if key not in ("id", "messages")}
+    return Conversation(id=str(line.get("id", where)), messages=tuple(messages), meta=meta)
 
 
 def _parse_turn(turn: Any, where: str) -> list[Message]:
@@ -182,13 +182,13 @@ class TokenGrid:
         ids: joint ids ``[T, S]``.
         weights: loss weights ``[T, S]``; the row's own weight as a *target* (row t is predicted from row t - 1).
         slots: rows that encoder output replaces.
-        spans: rows ``[start, stop)`` of every message, its role, modality and END included.
+        message_rows: rows ``[start, stop)`` of every message, its role, modality and END included.
     """
 
     ids: IntArray
     weights: NDArray[np.float32]
     slots: tuple[AudioSlot, ...] = ()
-    spans: tuple[tuple[int, int], ...] = ()
+    message_rows: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -264,7 +264,7 @@ class Template:
         ids = [self._control_rows([BOS])]
         weights = [np.zeros((1, self.num_streams), dtype=np.float32)]
         slots: list[AudioSlot] = []
-        spans: list[tuple[int, int]] = []
+        message_rows: list[tuple[int, int]] = []
         position = 1
         for index, message in enumerate(conversation.messages):
             following = conversation.messages[index + 1].role if index + 1 < len(conversation.messages) else next_role
@@ -278,9 +278,9 @@ class Template:
             block_weights = np.concatenate([self._control_weights(2), content_weights, self._control_weights(1)])
             ids.append(block)
             weights.append(block_weights if trained else np.zeros_like(block_weights))
-            spans.append((position, position + len(block)))
+            message_rows.append((position, position + len(block)))
             position += len(block)
-        return TokenGrid(np.concatenate(ids), np.concatenate(weights), tuple(slots), tuple(spans))
+        return TokenGrid(np.concatenate(ids), np.concatenate(weights), tuple(slots), tuple(message_rows))
 
     def trains(self, message: Message) -> bool:
         """Whether a message is a target: its own ``loss``, else the loss region."""
@@ -329,8 +329,8 @@ def drop_condition(grid: TokenGrid, keep: int) -> TokenGrid:
         grid: the grid.
         keep: number of the message that stays, an audio message of the assistant.
     """
-    start, stop = grid.spans[keep]
+    start, stop = grid.message_rows[keep]
     ids = np.full_like(grid.ids, PAD)
     weights = np.zeros_like(grid.weights)
     ids[start:stop], weights[start:stop] = grid.ids[start:stop], grid.weights[start:stop]
-    return TokenGrid(ids, weights, (), grid.spans)
+    return TokenGrid(ids, weights, (), grid.message_rows)

@@ -42,7 +42,7 @@ def known_segments(conversation: Conversation, grid: TokenGrid) -> list[KnownSeg
     """
     segments = []
     first = len(conversation.prompt().messages)
-    for message, (start, stop) in zip(conversation.messages[first:], grid.spans[first:], strict=True):
+    for message, (start, stop) in zip(conversation.messages[first:], grid.message_rows[first:], strict=True):
         start += 2  # role and modality are not drawn
         segments.append(KnownSegment(message.modality, grid.ids[start:stop], start))
     return segments

@@ -66,7 +66,7 @@ def prepare_examples(recipe: Recipe, folder: Path, console: Console) -> Examples
                     on_bad=data.on_bad_example,
                     max_seconds=data.max_seconds,
                     ledger=ledger,
-                    probe_cache=recipe.cache_folder / "probes.json",
+                    clip_cache=recipe.cache_folder / "clips.json",
                 )
                 if sources
                 else []

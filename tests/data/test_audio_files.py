@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bagpiper.data.audio import BadAudio, probe_clip, read_clip, resample, resampled_length
+from bagpiper.data.audio import BadAudio, inspect_clip, read_clip, resample, resampled_length
 
 TONE = (0.3 * np.sin(np.arange(16000) * 0.1)).astype(np.float32)
 
@@ -62,7 +62,7 @@ def test_bad_file_is_refused_with_its_name_fault_and_way_out(case: str, tmp_path
     path = tmp_path / name
     with np.errstate(divide="ignore", invalid="ignore"):
         path.write_bytes(content())
-    for read in (lambda: probe_clip(path, 30.0), lambda: read_clip(path, 16000, 30.0)):
+    for read in (lambda: inspect_clip(path, 30.0), lambda: read_clip(path, 16000, 30.0)):
         with pytest.raises(BadAudio) as caught:
             read()
         assert caught.value.reason == reason
@@ -72,12 +72,12 @@ def test_bad_file_is_refused_with_its_name_fault_and_way_out(case: str, tmp_path
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(BadAudio, match="no such file; correct the path") as caught:
-        probe_clip(tmp_path / "nowhere.wav")
+        inspect_clip(tmp_path / "nowhere.wav")
     assert caught.value.reason == "missing"
     with pytest.raises(BadAudio, match="this is a folder"):
-        probe_clip(tmp_path)
+        inspect_clip(tmp_path)
     with pytest.raises(BadAudio, match="cannot be read"):
-        probe_clip("a\0b.wav")
+        inspect_clip("a\0b.wav")
 
 
 def test_two_hour_file_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_two_hour_file_is_refused_from_its_header(tmp_path: Path, monkeypatch: p
     path.write_bytes(two_hours())
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("samples were decoded"))
     with pytest.raises(BadAudio, match=r"clips may have 30 s; cut it into pieces or raise data\.max_seconds"):
-        probe_clip(path, 30.0)
+        inspect_clip(path, 30.0)
 
 
 def test_streamed_wav_header_is_not_taken_for_truncation(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_streamed_wav_header_is_not_taken_for_truncation(tmp_path: Path) -> None
     data[place : place + 4] = struct.pack("<I", 0xFFFFFFFF)
     path = tmp_path / "piped.wav"
     path.write_bytes(data)
-    assert probe_clip(path).num_samples == len(TONE)
+    assert inspect_clip(path).num_samples == len(TONE)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_whole_files_of_every_kind_pass(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "clip"
     for seconds in (0.3, 1.0):
         path.write_bytes(encoded(TONE[: int(seconds * 16000)], kind))
-        assert probe_clip(path).seconds == pytest.approx(seconds, abs=0.1)  # MP3 pads to whole frames
+        assert inspect_clip(path).seconds == pytest.approx(seconds, abs=0.1)  # MP3 pads to whole frames
 
 
 def test_stereo_gives_its_first_channel(tmp_path: Path) -> None:
     path = tmp_path / "stereo.wav"
     soundfile.write(path, np.stack([TONE, -0.5 * TONE], axis=1), 16000, subtype="FLOAT")
     np.testing.assert_array_equal(read_clip(path, 16000), TONE)
-    assert probe_clip(path).channels == 2
+    assert inspect_clip(path).channels == 2
 
 
 def test_96_khz_is_resampled_truly(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_length_after_resampling_is_promised_by_the_header(rate: int, length: in
     path = tmp_path / "a.wav"
     soundfile.write(path, TONE[:length], rate)
     for wanted in (16000, 24000):
-        assert len(read_clip(path, wanted)) == probe_clip(path).samples_at(wanted)
+        assert len(read_clip(path, wanted)) == inspect_clip(path).samples_at(wanted)
 
 
 @given(st.integers(1, 10**7), st.sampled_from([8000, 16000, 22050, 44100]), st.sampled_from([16000, 24000]))
@@ -175,7 +175,7 @@ def test_input_is_not_trimmed_by_a_count_at_another_rate(tmp_path: Path) -> None
 def test_lengths_equal_the_official_ones(golden: Path) -> None:
     lengths = {}
     for path in sorted((golden / "audio").iterdir()):
-        clip = probe_clip(path)
+        clip = inspect_clip(path)
         assert len(read_clip(path, 16000)) == clip.samples_at(16000)
         lengths[path.stem] = clip.samples_at(16000)
     features = np.load(golden / "preprocess.npz")
@@ -187,5 +187,5 @@ def test_lengths_equal_the_official_ones(golden: Path) -> None:
 def test_the_hash_names_the_content(tmp_path: Path) -> None:
     for name, pitch in (("a.wav", 0.1), ("b.wav", 0.1), ("c.wav", 0.2)):
         soundfile.write(tmp_path / name, np.sin(np.arange(1000) * pitch), 16000)
-    first, second, other = (probe_clip(tmp_path / name).sha256 for name in ("a.wav", "b.wav", "c.wav"))
+    first, second, other = (inspect_clip(tmp_path / name).sha256 for name in ("a.wav", "b.wav", "c.wav"))
     assert first == second != other

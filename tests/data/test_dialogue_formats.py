@@ -36,7 +36,7 @@ def test_there_and_back(folder, ending):
     import_dialogues(folder / "rows.jsonl", folder / "mine.jsonl")
     (folder / "out").mkdir()
     out = folder / "out" / f"rows.{ending}"
-    assert export_dialogues(folder / "mine.jsonl", out).rows == 2
+    assert export_dialogues(folder / "mine.jsonl", out).dialogues == 2
     if ending == "jsonl":
         assert conversations(out)[1]["messages"][1] == ["assistant", "audio", "../sub/b.wav"]
     import_dialogues(out, folder / "again.jsonl")
@@ -60,7 +60,7 @@ def test_every_form_of_messages_in_parquet(folder, form):
     parquet.write_table(pyarrow.table({**columns, "score": [1.5, 2.5]}), folder / "rows.parquet")
     imported = import_dialogues(folder / "rows.parquet", folder / "parquet.jsonl")
     import_dialogues(folder / "rows.jsonl", folder / "lines.jsonl")
-    assert (imported.rows, imported.faults) == (2, ())
+    assert (imported.lines, imported.faults) == (2, ())
     from_parquet, from_lines = conversations(folder / "parquet.jsonl"), conversations(folder / "lines.jsonl")
     assert [row.pop("score") for row in from_parquet] == [1.5, 2.5]
     for row in from_parquet:

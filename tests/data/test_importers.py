@@ -30,7 +30,7 @@ def test_pairs_in_both_directions(folder: Any) -> None:
     folder.manifest([{"id": "a", "audio": "audio/a.wav", "caption": "Ein Ton ♪", "text": "x", "facts": {"n": 1}}])
     out = folder.path / "out" / "pairs.jsonl"
     imported = import_pairs(folder.path / "train.jsonl", out)
-    assert (imported.rows, imported.train, imported.valid, imported.faults) == (1, 2, 0, ())
+    assert (imported.lines, imported.train, imported.valid, imported.faults) == (1, 2, 0, ())
     first, second = lines(out)
     assert first["id"] == "a.a2t" and second["id"] == "a.t2a"
     assert shape(first) == [("user", "audio"), ("assistant", "text")]
@@ -73,12 +73,12 @@ def test_bad_row_is_reported_with_its_line_and_the_others_are_written(case: str,
     folder.clip("a.wav")
     folder.manifest([{"id": "good", "audio": "a.wav", "caption": "x"}, line])
     imported = import_pairs(folder.path / "train.jsonl", folder.path / "out.jsonl")
-    assert (imported.rows, imported.train) == (2, 2)
+    assert (imported.lines, imported.train) == (2, 2)
     (fault,) = imported.faults
     assert f"{folder.path}/train.jsonl:2: " in fault and words in fault
 
 
-def test_longer_clips_are_left_out_counted_and_move_no_other_row(folder: Any) -> None:
+def test_longer_clips_are_left_out_counted_and_move_no_other_line(folder: Any) -> None:
     folder.clip("long.wav", np.zeros(24000, np.float32))
     short = [folder.clip(f"{number}.wav") for number in range(20)]
     folder.manifest([{"id": name, "audio": name, "caption": name} for name in (*short, "long.wav")])
@@ -86,10 +86,10 @@ def test_longer_clips_are_left_out_counted_and_move_no_other_row(folder: Any) ->
     import_pairs(manifest, out, valid_share=0.3)
     everything = {row["id"] for row in lines(out)}
     imported = import_pairs(manifest, out, valid_share=0.3, max_seconds=0.5)
-    assert (imported.rows, imported.longer, imported.faults) == (21, 1, ())
+    assert (imported.lines, imported.longer, imported.faults) == (21, 1, ())
     assert imported.train + imported.valid == 40, "0.5 s is not longer than 0.5 s"
     assert {row["id"] for row in lines(out)} == {name for name in everything if not name.startswith("long")}
-    with pytest.raises(UserError, match="none of 21 rows .*\n.*every clip is longer than asked for"):
+    with pytest.raises(UserError, match="none of 21 lines .*\n.*every clip is longer than asked for"):
         import_pairs(manifest, folder.path / "none.jsonl", max_seconds=0.1)
     with pytest.raises(UserError, match="max seconds 0; it must be more than 0"):
         import_pairs(manifest, out, max_seconds=0)
@@ -97,7 +97,7 @@ def test_longer_clips_are_left_out_counted_and_move_no_other_row(folder: Any) ->
 
 def test_nothing_imported_is_an_error(folder: Any) -> None:
     folder.manifest(["{", "3"])
-    with pytest.raises(UserError, match="none of 2 rows could be imported"):
+    with pytest.raises(UserError, match="none of 2 lines could be imported"):
         import_pairs(folder.path / "train.jsonl", folder.path / "out.jsonl")
     assert not (folder.path / "out.jsonl").exists()
 
@@ -226,7 +226,7 @@ def test_soundscapes_become_sources(folder: Any) -> None:
     soundscape_sources(folder.path)
     assert lines(written)[0]["messages"][1]["content"][0]["text"] == "a horn", "another corpus is not mistaken for it"
     (folder.path / "audio" / "a.wav").unlink()
-    with pytest.raises(UserError, match="remove it to make it anew|none of 1 rows"):
+    with pytest.raises(UserError, match="remove it to make it anew|none of 1 lines"):
         soundscape_sources(folder.path)
 
 
@@ -236,12 +236,12 @@ REAL = {"asterisk_en": (466, 932), "sfx_music": (170, 340), "tiny_permissive": (
 @pytest.mark.parametrize("name", REAL)
 def test_real_manifests_of_pairs_import_whole(name: str, real_audio: Path, tmp_path: Path) -> None:
     imported = import_pairs(real_audio / name / "manifest.jsonl", tmp_path / "out.jsonl")
-    assert (imported.rows, imported.train, imported.faults) == (*REAL[name], ())
+    assert (imported.lines, imported.train, imported.faults) == (*REAL[name], ())
 
 
 def test_real_demo_imports_whole_and_keeps_its_long_captions(real_audio: Path, tmp_path: Path, folder: Any) -> None:
     imported = import_demo(real_audio / "bagpiper_demo" / "manifest.jsonl", tmp_path / "out.jsonl")
-    assert (imported.rows, imported.train, imported.faults) == (42, 61, ())
+    assert (imported.lines, imported.train, imported.faults) == (42, 61, ())
     rows = lines(tmp_path / "out.jsonl")
     assert max(len(m.text.split()) for row in rows for m in from_json(row).messages if m.modality == "text") > 1000
     examples = folder.read(SourceSettings(path=str(tmp_path / "out.jsonl")), max_seconds=31)
@@ -251,7 +251,7 @@ def test_real_demo_imports_whole_and_keeps_its_long_captions(real_audio: Path, t
 @pytest.mark.golden
 def test_official_dialogues_import_whole(golden: Path, tmp_path: Path, folder: Any) -> None:
     imported = import_dialogues(golden / "dialogues.jsonl", tmp_path / "out.jsonl")
-    assert imported.rows == imported.train > 0 and not imported.faults
+    assert imported.lines == imported.train > 0 and not imported.faults
     for ours, theirs in zip(lines(tmp_path / "out.jsonl"), lines(golden / "dialogues.jsonl"), strict=True):
         assert [list(turn) for turn in shape(ours)] == [turn[:2] for turn in theirs["messages"]]
     assert len(folder.read(SourceSettings(path=str(tmp_path / "out.jsonl")))) == imported.train
@@ -270,7 +270,7 @@ def test_import_pairs_as_a_command(folder: Any) -> None:
     words = ["import-pairs", folder.path / "train.jsonl", "-o", out, "--task", "text_to_audio", "--max-seconds", 1]
     done = verb(*words)
     assert done.returncode == 0, done.stderr
-    assert "3 rows read, 1 left out, 1 with longer clips left out" in done.stdout
+    assert "3 lines read, 1 left out, 1 with longer clips left out" in done.stdout
     assert "train.jsonl:2: not JSON" in done.stderr
     assert f"1 conversations written to {out}" in done.stdout and len(lines(out)) == 1
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bagpiper.data import examples as examples_room
-from bagpiper.data.audio import probe_clip
+from bagpiper.data.audio import inspect_clip
 from bagpiper.data.examples import distinct_clips
 from bagpiper.data.ledger import Ledger
 from bagpiper.errors import UserError
@@ -138,26 +138,28 @@ def test_two_sources_of_one_name_are_told_apart(folder: Any) -> None:
     assert names == {source.path for source in sources}
 
 
-def test_clips_are_probed_once_and_narrowed_ones_counted_once(
+def test_clips_are_inspected_once_and_narrowed_ones_counted_once(
     folder: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.clip("stereo.wav", np.zeros((8000, 2), dtype=np.float32))
     source = folder.manifest([rows["heard"]("h", "stereo.wav"), rows["spoken"]("s", "stereo.wav")])
-    probed = []
-    monkeypatch.setattr(examples_room, "probe_clip", lambda path, limit: probed.append(path) or probe_clip(path, limit))
+    inspected = []
+    monkeypatch.setattr(
+        examples_room, "inspect_clip", lambda path, limit: inspected.append(path) or inspect_clip(path, limit)
+    )
     ledger = Ledger()
-    cache = folder.path / "cache" / "probes.json"
-    examples = folder.read(source, ledger=ledger, probe_cache=cache)
-    assert len(probed) == 1
+    cache = folder.path / "cache" / "clips.json"
+    examples = folder.read(source, ledger=ledger, clip_cache=cache)
+    assert len(inspected) == 1
     assert "first channel only of 1 clips" in ledger.summary()
-    assert folder.read(source, probe_cache=cache) == examples
-    assert len(probed) == 1, "a probed clip is remembered"
+    assert folder.read(source, clip_cache=cache) == examples
+    assert len(inspected) == 1, "a inspected clip is remembered"
     folder.clip("stereo.wav", np.zeros((9000, 2), dtype=np.float32))
-    assert folder.read(source, probe_cache=cache)[0].clips[0].num_samples == 9000, "a changed clip is probed again"
+    assert folder.read(source, clip_cache=cache)[0].clips[0].num_samples == 9000, "a changed clip is inspected again"
     cache.write_text("{damaged")
-    assert folder.read(source, probe_cache=cache)[0].clips[0].num_samples == 9000
+    assert folder.read(source, clip_cache=cache)[0].clips[0].num_samples == 9000
     with pytest.raises(UserError, match="clips may have 0.2 s"):
-        folder.read(source, probe_cache=cache, max_seconds=0.2)
+        folder.read(source, clip_cache=cache, max_seconds=0.2)
 
 
 def test_distinct_clips_by_content(folder: Any, rows: Any) -> None:
@@ -182,7 +184,7 @@ def test_unwritable_cache_folder_names_the_way_out(folder: Any, rows: Any) -> No
     (folder.path / "blocked").write_text("a file where a folder should be")
     source = folder.manifest([rows["heard"]("h", "a.wav")])
     with pytest.raises(UserError, match="cannot be written .*free space or choose another folder"):
-        folder.read(source, probe_cache=folder.path / "blocked" / "probes.json")
+        folder.read(source, clip_cache=folder.path / "blocked" / "clips.json")
 
 
 def test_metric_names_fit_mlflow() -> None:

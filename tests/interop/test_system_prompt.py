@@ -1,4 +1,4 @@
-"""The system prompt of SFT rows reaches requests for sounds, and its absence is told."""
+"""The system prompt of SFT data reaches requests for sounds, and its absence is told."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def test_the_published_one_wins_and_two_others_are_refused(tmp_path, monkeypatch
         find_system_prompt(path)
     monkeypatch.setattr(system_prompt, "OFFICIAL_MD5", hashlib.md5(PROMPT.encode()).hexdigest())
     assert find_system_prompt(path) == PROMPT
-    with pytest.raises(UserError, match="no row has a system message"):
+    with pytest.raises(UserError, match="no line has a system message"):
         path.write_text('{"messages": [["system", "text", null], ["user", "text", "hi"]]}\n')
         find_system_prompt(path)
 

@@ -42,7 +42,7 @@ def test_ends_and_length():
 def test_mask_sums():
     """A row of the assistant weighs 1, be it a text token, a special or a frame; other rows weigh nothing."""
     grid = TEMPLATE.grid(DIALOGUE, codes={4: np.zeros((3, 2), dtype=np.int64)}, states={1: 4})
-    start = grid.spans[3][0]
+    start = grid.message_rows[3][0]
     assert (grid.weights[:start] == 0).all()
     assert np.allclose(grid.weights[start:].sum(1), 1.0)
     assert (grid.weights[grid.ids[:, 0] < VOCABULARY.audio_start][:, 1] == 0).all()
@@ -65,7 +65,7 @@ def test_missing_codes_are_named():
 def test_condition_dropout_keeps_one_message_and_the_length():
     grid = TEMPLATE.grid(DIALOGUE, codes={4: np.ones((3, 2), dtype=np.int64)}, states={1: 4})
     dropped = drop_condition(grid, 4)
-    start, stop = grid.spans[4]
+    start, stop = grid.message_rows[4]
     assert len(dropped) == len(grid) and dropped.slots == ()
     assert np.array_equal(dropped.ids[start:stop], grid.ids[start:stop])
     assert not dropped.ids[:start].any() and not dropped.weights[:start].any()
@@ -76,7 +76,7 @@ def test_condition_dropout_drops_codes_of_other_messages():
     two = Conversation("t", (Message("assistant", "audio", CLIP), Message("assistant", "audio", CLIP)))
     codes = {0: np.ones((3, 2), dtype=np.int64), 1: np.ones((3, 2), dtype=np.int64)}
     dropped = drop_condition(TEMPLATE.grid(two, codes=codes), 1)
-    assert not dropped.ids[: dropped.spans[1][0]].any()
+    assert not dropped.ids[: dropped.message_rows[1][0]].any()
 
 
 def test_json_round_trip():

@@ -17,7 +17,7 @@ from tiny import TEXTS, noise, tiny_codec, tiny_settings
 from tiny_codecs import tiny
 
 from bagpiper.component import Codec
-from bagpiper.data.audio import probe_clip
+from bagpiper.data.audio import inspect_clip
 from bagpiper.data.codes import CodeCache, fill_codes
 from bagpiper.data.examples import Example, distinct_clips
 from bagpiper.data.layout import Layout, Measured
@@ -90,7 +90,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
         told, asked = Message("assistant", "text", TEXTS[number]), Message("user", "text", TEXTS[number + 1])
         messages = (clip, told, asked, told) if number == 0 else (asked, told, spoken)
         conversation = Conversation(f"example{number}", messages)
-        clips = {n: probe_clip(path) for n, message in enumerate(messages) if message.modality == "audio"}
+        clips = {n: inspect_clip(path) for n, message in enumerate(messages) if message.modality == "audio"}
         made.append(Example(conversation, clips, "test", f"test:{number}"))
     return made
 

@@ -9,7 +9,7 @@ from typing import Literal
 _failed = False
 
 
-def row(
+def figure(
     name: str, value: float, unit: str, bar: float | None = None, better: Literal["higher", "lower"] = "higher"
 ) -> None:
     """Print a figure.
