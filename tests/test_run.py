@@ -16,11 +16,13 @@ from bagpiper.callbacks.checkpoint import Stopped
 from bagpiper.data.module import PackDataModule
 from bagpiper.errors import UserError
 from bagpiper.llms.configs import LoraSettings
+from bagpiper.llms.lora import quantized_layers
 from bagpiper.model import Bagpiper
 from bagpiper.recipe.settings import StageSettings
 from bagpiper.run import run
 from bagpiper.training import begin
 from bagpiper.training.checkpoints import list_checkpoints
+from bagpiper.weights.model_folder import load_model
 
 
 def weights(folder):
@@ -228,6 +230,32 @@ def test_lora_run_resumes_bit_for_bit(tmp_path, shared_parts, monkeypatch):
         run(recipe(tmp_path / "run"))
     run(recipe(tmp_path / "run"), resume=True)
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_layers_in_4_bits_compute_in_the_precision_of_the_run(tmp_path, shared_parts, monkeypatch, precision, dtype):
+    """They once computed in float32 whatever ``trainer.precision`` said; new, resumed and loaded models alike."""
+    import bitsandbytes
+
+    product, seen = bitsandbytes.matmul_4bit, set()
+
+    def record(states, *arguments, **options):
+        if torch.is_grad_enabled():  # the steps of training
+            seen.add(states.dtype)
+        return product(states, *arguments, **options)
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", record)
+    recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=1, precision=precision)
+    recipe.optimizer.decay_end_step = 3
+    recipe.stage = StageSettings(name="sft", lora=LoraSettings(rank=2, quantize="nf4"))
+    run(recipe)
+    assert seen == {dtype}
+    seen.clear()
+    run(replace(recipe, trainer=replace(recipe.trainer, max_steps=2)), resume=True)
+    assert seen == {dtype}
+    for wanted in (None, torch.bfloat16):
+        layers = quantized_layers(load_model(tmp_path / "run" / "model", dtype=wanted))
+        assert {layer.compute_dtype for layer in layers.values()} == {wanted or torch.float32}
 
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, shared_parts, monkeypatch):

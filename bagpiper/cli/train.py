@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from bagpiper.callbacks.listening import Heard
     from bagpiper.recipe.settings import Recipe
     from bagpiper.run import Finished
-
-_EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
-"""A stopped run has saved its state: SIGTERM (from a scheduler) is no failure; Ctrl-C keeps the shell's code."""
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -74,24 +70,23 @@ def _train(recipe: Recipe, resume: bool) -> None:
     from rich.console import Console
 
     from bagpiper.callbacks.checkpoint import Stopped
+    from bagpiper.console import say
     from bagpiper.run import run
 
     console = Console()
     try:
         finished = run(recipe, resume, console)
     except Stopped as stopped:
-        console.print(
-            f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(_EXIT_CODES[signal.Signals(stopped.signum)]) from None
+        say(console, f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}")
+        # as the shell counts: 143 after SIGTERM, 130 after Ctrl-C; saved, but not finished, for schedulers and `a && b`
+        raise typer.Exit(128 + stopped.signum) from None
     _show(finished, console)
     if finished.parity is not None and not finished.parity.passed:
-        console.print(
-            f"The model is trained, but what is decoded or exported is not what was trained: see the table above, "
+        say(
+            console,
+            "The model is trained, but what is decoded or exported is not what was trained: see the table above, "
             f"or {finished.folder / 'parity.json'}",
             style="red",
-            highlight=False,
-            soft_wrap=True,
         )
         raise typer.Exit(1)
 
@@ -99,20 +94,19 @@ def _train(recipe: Recipe, resume: bool) -> None:
 def _show(finished: Finished, console: Console) -> None:
     """Three captions, three sounds, and where everything is."""
 
-    def say(text: Any) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    from bagpiper.console import say
 
     told = [heard for heard in finished.heard if heard.wav is None]
     sounds = [heard for heard in finished.heard if heard.wav is not None]
     for heard in told:
-        say(f"\nheard {heard.asked}\n  {heard.text}{_cut(heard)}")
+        say(console, f"\nheard {heard.asked}\n  {heard.text}{_cut(heard)}")
     for heard in sounds:
-        say(f"\nrendered {heard.wav}\n  {heard.asked}{_cut(heard)}")
-    say(f"\nrun: {finished.folder}")
+        say(console, f"\nrendered {heard.wav}\n  {heard.asked}{_cut(heard)}")
+    say(console, f"\nrun: {finished.folder}")
     if finished.heard:
-        say(f"sounds: {finished.folder / 'listening'}")
+        say(console, f"sounds: {finished.folder / 'listening'}")
     if finished.page:
-        say(f"MLflow page: {finished.page}")
+        say(console, f"MLflow page: {finished.page}")
 
 
 def _cut(heard: Heard) -> str:

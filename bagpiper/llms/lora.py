@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -12,11 +12,14 @@ from torch import nn
 from bagpiper.component import Backbone
 from bagpiper.llms.configs import LoraSettings
 
+if TYPE_CHECKING:
+    from bagpiper.llms.nf4 import Nf4Linear
+
 ADAPTER = "default"
 ALL_LINEAR = "all-linear"
 
 
-def add_lora(backbone: Backbone, settings: LoraSettings, *, compute_dtype: torch.dtype = torch.float32) -> list[str]:
+def add_lora(backbone: Backbone, settings: LoraSettings) -> list[str]:
     """Freeze the backbone and put low-rank adaptors beside its linear layers; at first they change nothing.
 
     The layers are replaced inside the backbone (no wrapper): their weights move to ``...base_layer.weight``.
@@ -24,7 +27,6 @@ def add_lora(backbone: Backbone, settings: LoraSettings, *, compute_dtype: torch
     Args:
         backbone: changed in place; on any device, the meta device too.
         settings: rank, targets and quantisation.
-        compute_dtype: of the matrix products of quantised layers; bfloat16 is emulated on most CPUs.
 
     Returns:
         Names of the parameters that train, as in the backbone's state dict.
@@ -41,7 +43,7 @@ def add_lora(backbone: Backbone, settings: LoraSettings, *, compute_dtype: torch
     targets = _find_targets(backbone.body, settings.targets)
     backbone.body.requires_grad_(False)
     if settings.quantize == "nf4":
-        quantize_nf4(backbone, compute_dtype)
+        quantize_nf4(backbone)
     inject_adapter_in_model(
         LoraConfig(
             r=settings.rank,
@@ -99,25 +101,49 @@ def merged_for_a_while(backbone: Backbone) -> Iterator[None]:
 
 def _changed_layers(backbone: Backbone) -> dict[str, Any]:
     """Layers with adaptors, and quantised layers without."""
-    from bagpiper.llms.nf4 import Nf4Linear
-
     adapted = _lora_layers(backbone)
     bases = {id(layer.get_base_layer()) for layer in adapted.values()}
-    quantized = {
-        name: module
-        for name, module in backbone.body.named_modules()
-        if isinstance(module, Nf4Linear) and id(module) not in bases
-    }
+    quantized = {name: layer for name, layer in quantized_layers(backbone).items() if id(layer) not in bases}
     return {**adapted, **quantized}
 
 
-def quantize_nf4(backbone: Backbone, compute_dtype: torch.dtype = torch.float32) -> None:
-    """Replace every linear layer of the backbone by its NF4 form (frozen)."""
+def quantize_nf4(backbone: Backbone) -> None:
+    """Replace every linear layer of the backbone by its NF4 form (frozen), which computes in float32 at first."""
     from bagpiper.llms.nf4 import Nf4Linear
 
     for name, module in list(backbone.body.named_modules()):
         if type(module) is nn.Linear:
-            backbone.body.set_submodule(name, Nf4Linear.from_linear(module, compute_dtype))
+            backbone.body.set_submodule(name, Nf4Linear.from_linear(module))
+
+
+def quantized_layers(module: nn.Module) -> dict[str, Nf4Linear]:
+    """Layers in 4 bits by name; bitsandbytes, which takes seconds to import, is not looked for without need."""
+    # by its name: this must not import what the model may not use
+    found = {name: layer for name, layer in module.named_modules() if type(layer).__name__ == "Nf4Linear"}
+    return cast("dict[str, Nf4Linear]", found)
+
+
+def set_compute_dtype(backbone: Backbone, dtype: torch.dtype) -> None:
+    """What the products of quantised layers are computed in, whatever type their input has.
+
+    Args:
+        backbone: with quantised layers, or without.
+        dtype: float32, or bfloat16 as in ``trainer.precision: bf16-mixed`` (emulated on most CPUs).
+    """
+    for layer in quantized_layers(backbone).values():
+        layer.compute_dtype = dtype
+
+
+@contextmanager
+def computing_in(backbone: Backbone, dtype: torch.dtype) -> Iterator[None]:
+    """``set_compute_dtype`` inside the block; afterwards every layer is as it was."""
+    before = {layer: layer.compute_dtype for layer in quantized_layers(backbone).values()}
+    set_compute_dtype(backbone, dtype)
+    try:
+        yield
+    finally:
+        for layer, own in before.items():
+            layer.compute_dtype = own
 
 
 def _lora_layers(backbone: Backbone) -> dict[str, Any]:

@@ -23,13 +23,16 @@ class Nf4Linear(Linear4bit):
     """
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, compute_dtype: torch.dtype) -> Nf4Linear:
-        """Quantise a layer, on its device; on the meta device the weight waits for ``load_state_dict``."""
+    def from_linear(cls, linear: nn.Linear) -> Nf4Linear:
+        """Quantise a layer, on its device; on the meta device the weight waits for ``load_state_dict``.
+
+        Its products are computed in float32; see ``lora.set_compute_dtype``.
+        """
         layer = cls(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
-            compute_dtype=compute_dtype,
+            compute_dtype=torch.float32,
             compress_statistics=False,
             quant_type=QUANT_TYPE,
             device="meta",

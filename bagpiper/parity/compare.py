@@ -26,7 +26,7 @@ from bagpiper.inference.masks import END_IDS
 from bagpiper.language.conversation import Message
 from bagpiper.language.patterns import apply, revert
 from bagpiper.llms.configs import LoraSettings
-from bagpiper.llms.lora import merged_for_a_while
+from bagpiper.llms.lora import computing_in, merged_for_a_while
 from bagpiper.ops.precision import matmul_precision
 from bagpiper.parity.forced import ForcedDecoder, ForcedRow, KnownSegment, known_segments
 from bagpiper.parity.report import (
@@ -177,7 +177,7 @@ def check_parity(
     device = next(model.llm.parameters()).device
     numbers = _numbers(model, lora)
     conversations = [item.example.conversation for item in examples]
-    with undisturbed(model):
+    with undisturbed(model), computing_in(model.llm, torch.float32):
         pack = _lay_out(layout, examples, device)
         alone: ForcedRows = []
         for conversation, segments in zip(conversations, pack.known, strict=True):
@@ -195,7 +195,7 @@ def check_parity(
                 comparisons.append(judge.forward(MERGED, _packed(model, pack, alone)))
         comparisons.append(_reloaded(model, pack, alone, judge, generation, lora, workspace))
         if precision == "bf16-mixed":
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16), computing_in(model.llm, torch.bfloat16):
                 found = _packed(model, pack, alone)
             comparisons.append(_Judge(reference, LIMITS["bfloat16"]).forward(AUTOCAST, found))
     return ParityReport(

@@ -12,7 +12,7 @@ from bagpiper.component import Codec
 from bagpiper.data.codes import CodeCache
 from bagpiper.data.layout import Layout
 from bagpiper.draws import derive_seed
-from bagpiper.llms.lora import add_lora, merge_lora
+from bagpiper.llms.lora import add_lora, merge_lora, set_compute_dtype
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
 from bagpiper.recipe.model_config import find_model, read_config
@@ -75,6 +75,7 @@ def start_model(recipe: Recipe) -> tuple[Bagpiper, dict[str, Any]]:
 def make_ready(model: Bagpiper, recipe: Recipe) -> Bagpiper:
     """Apply the stage and choose the optimizer; ``model`` is one just built or one loaded from a checkpoint."""
     apply_stage(model, recipe.stage)
+    set_compute_dtype(model.llm, torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32)
     if recipe.trainer.gradient_checkpointing:
         model.llm.gradient_checkpointing()
     if recipe.trainer.compile:

@@ -25,7 +25,8 @@ def apply_stage(model: Bagpiper, stage: StageSettings) -> None:
         stage: of the recipe.
     """
     full = stage.lora is None and stage.name != "warmup"
-    model.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # weights in 4 bits are whole numbers, always frozen
     model.codec.requires_grad_(False)
     model.encoder.requires_grad_(stage.train_encoder)
     for name, parameter in model.llm.named_parameters():

@@ -15,22 +15,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bagpiper.errors import UserError
 from bagpiper.files import link_or_copy, replacing_folder
 from bagpiper.llms.configs import LoraSettings
+from bagpiper.llms.lora import add_lora, quantized_layers, set_compute_dtype
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.model import Bagpiper
 from bagpiper.recipe.load import generation_from_dict, generation_to_dict, model_from_dict, model_to_dict
 from bagpiper.recipe.model_config import CONFIG, FORMAT, read_config
 from bagpiper.recipe.settings import GenerationSettings, ModelSettings
 from bagpiper.weights.safetensors import chunks_of, map_tensors, spec_of, write_shards
-
-if TYPE_CHECKING:
-    from bagpiper.llms.nf4 import Nf4Linear
 
 TOKENIZER, PROVENANCE = "tokenizer", "provenance.json"
 TRAINED, FROZEN = "trained", "frozen"
@@ -142,7 +140,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     Args:
         folder: the model folder.
         device: where the model goes.
-        dtype: of the LLM, the rows and the head, for inference; encoder, adaptor and codec stay in float32.
+        dtype: of the LLM, the rows and the head, for inference, and what layers in 4 bits compute in; encoder, adaptor
+            and codec stay in float32.
 
     Raises:
         UserError: not a model folder, another format, files missing or corrupt, or the fingerprint differs.
@@ -154,6 +153,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     if dtype is not None:
         for part in (model.llm, model.input_rows, model.output_rows, model.head):
             part.to(dtype)
+        set_compute_dtype(model.llm, dtype)
     _fill(model, tensors, device)
     model.reset_buffers()
     if model.fingerprint() != config["fingerprint"]:
@@ -171,8 +171,6 @@ def build_empty(folder: Path, config: Mapping[str, Any]) -> Bagpiper:
     Raises:
         UserError: ``config.json`` describes no model that can be built.
     """
-    from bagpiper.llms.lora import add_lora
-
     try:
         settings = model_from_dict(config["model"])
         tokenizer = TextTokenizer.load(folder / TOKENIZER)
@@ -218,7 +216,7 @@ def check_fit(model: Bagpiper, tensors: Mapping[str, torch.Tensor], folder: Path
 
 def _fill(model: Bagpiper, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
     """Leave the meta device and copy tensors that fit, each converted to the model's own dtype, one at a time."""
-    quantized = _quantized(model)
+    quantized = {f"{name}.": layer for name, layer in quantized_layers(model).items()}
     for module in model.modules():
         if module not in quantized.values():
             module.to_empty(device=device, recurse=False)
@@ -236,18 +234,9 @@ def _fill(model: Bagpiper, tensors: Mapping[str, torch.Tensor], device: torch.de
 def _shapes(model: Bagpiper) -> dict[str, tuple[int, ...]]:
     """Names and shapes that the model's files have."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for prefix, layer in _quantized(model).items():
-        shapes.update({prefix + name: tuple(shape) for name, shape in layer.packed_shapes().items()})
+    for prefix, layer in quantized_layers(model).items():
+        shapes.update({f"{prefix}.{name}": tuple(shape) for name, shape in layer.packed_shapes().items()})
     return shapes
-
-
-def _quantized(model: Bagpiper) -> dict[str, Nf4Linear]:
-    """Layers in 4 bits by the prefix of their tensors; on the meta device they hold a float weight."""
-    if not any(type(module).__name__ == "Nf4Linear" for module in model.modules()):
-        return {}  # bitsandbytes is not imported without need
-    from bagpiper.llms.nf4 import Nf4Linear
-
-    return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Nf4Linear)}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bagpiper.adaptors.configs import MlpConfig
 from bagpiper.batch import Batch
 from bagpiper.data.layout import Layout, condition_to_keep
 from bagpiper.data.module import PackDataModule
+from bagpiper.data.packing import PackStream
 from bagpiper.errors import UserError
 from bagpiper.language.vocabulary import ASSISTANT, AUDIO, PAD
 from bagpiper.recipe.settings import DataSettings, SourceSettings
@@ -156,6 +157,17 @@ def test_state_is_plain_and_loads_safely(make: Make, tmp_path: Path) -> None:
     other = make()
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.position == 3
+
+
+def test_examples_are_hashed_once_not_at_every_checkpoint(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.1 s per million examples."""
+    module = make()
+    calls: list[None] = []
+    original = PackStream.fingerprint
+    monkeypatch.setattr(PackStream, "fingerprint", lambda self: calls.append(None) or original(self))
+    states = [module.state_dict() for _ in range(3)]
+    module.load_state_dict(states[0])
+    assert states[0] == states[2] and len(calls) == 1
 
 
 def test_resume_on_other_ranks_goes_on_at_the_same_pack(make: Make) -> None:
@@ -407,17 +419,33 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Saver(lightning.Callback):
+    """A checkpoint callback that knows nothing of the data module."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == 5 and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lightning_resumes_at_the_next_unseen_batch(make: Make, workers: int, tmp_path: Path) -> None:
-    """Lightning fetches a batch ahead; a loader without length and with state would lose it on resume."""
+    """Lightning fetches a batch ahead; a loader without length and with state would lose it on resume.
 
-    def fit(steps: int, checkpoint: Path | None = None) -> tuple[Recorder, lightning.Trainer]:
+    The position is that of the data module, whoever writes the checkpoint; it was once moved by our own callback for
+    checkpoints, and a resume from any other one began anew.
+    """
+
+    def fit(*callbacks: lightning.Callback, checkpoint: Path | None = None) -> Recorder:
         trainer = lightning.Trainer(
             accelerator="cpu",
-            max_steps=steps,
+            max_steps=8,
             accumulate_grad_batches=2,
             val_check_interval=4,
+            callbacks=list(callbacks),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -426,11 +454,8 @@ def test_lightning_resumes_at_the_next_unseen_batch(make: Make, workers: int, tm
         )
         recorder = Recorder()
         trainer.fit(recorder, datamodule=make(workers=workers), ckpt_path=checkpoint, weights_only=True)
-        return recorder, trainer
+        return recorder
 
-    whole, _ = fit(8)
-    first, trainer = fit(5)
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    second, _ = fit(8, tmp_path / "half.ckpt")
+    whole = fit(Saver(tmp_path / "half.ckpt"))
     assert len(whole.seen) == 16
-    assert first.seen + second.seen == whole.seen
+    assert fit(checkpoint=tmp_path / "half.ckpt").seen == whole.seen[10:]

@@ -386,3 +386,15 @@ def test_data_without_answers(check: Checker, examples: list[Example]) -> None:
     silent = dataclasses.replace(examples[1], conversation=question, clips={})
     with pytest.raises(UserError, match="no|none"):
         parity.choose_examples(layout, [], [silent])
+
+
+def test_a_run_that_hears_through_the_official_resampler_is_compared_too(tmp_path, shared_parts):
+    """The verb once laid examples out with another resampler than their codes were made with, and died of it."""
+    from runs import tiny_recipe
+
+    from bagpiper.api import parity as compare_run
+    from bagpiper.run import run
+
+    recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=1)
+    recipe.data.resampler = "official"
+    assert compare_run(run(recipe).folder).passed

@@ -1,5 +1,7 @@
 """Several ranks."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +14,72 @@ from safetensors.torch import load_file
 from bagpiper.errors import UserError
 from bagpiper.recipe.load import dump_recipe
 from bagpiper.run import run
+from bagpiper.training.checkpoints import list_checkpoints
 from bagpiper.training.parallel import placement
 
+CHILD = """
+import os, signal, sys
+from bagpiper.cli.main import main
+from bagpiper.model import Bagpiper
 
-@pytest.mark.slow
-def test_two_ranks_with_one_micro_batch_equal_one_rank_with_two(tmp_path, shared_parts):
-    """Lightning's own averaging over ranks and micro-batches weighs packs alike whatever they hold; ours does not."""
+original = Bagpiper.training_step
+def step(self, batch, batch_idx):
+    if batch_idx == int(os.environ["STOP_AT"]) and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(self, batch, batch_idx)
+Bagpiper.training_step = step
+main()
+"""
+
+
+def start_ranks(*arguments, stop_at):
+    """Run a command of ours on two ranks as torchrun would; rank 1 gets a SIGTERM at a micro-batch.
+
+    Returns:
+        Exit status and standard error of each rank.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "pytest",
+        "STOP_AT": str(stop_at),
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, *map(str, arguments)],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            cwd=Path(__file__).resolve().parents[2],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        return [(errors, rank.returncode) for rank in ranks for errors in (rank.communicate(timeout=200)[1],)]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def test_two_ranks_stop_together_go_on_and_equal_one_rank(tmp_path, shared_parts):
+    """Lightning's own averaging over ranks and micro-batches weighs packs alike whatever they hold; ours does not.
+
+    A signal to one rank stops both, after the same step and with the same status.
+    """
     recipe = tiny_recipe(tmp_path / "two", shared_parts, devices=2, accumulate=1, validate_every=2, checkpoint_every=2)
     (tmp_path / "two.yaml").write_text(dump_recipe(recipe))
-    command = [sys.executable, "-m", "bagpiper.cli.main", "train", str(tmp_path / "two.yaml")]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    stopped = start_ranks("train", tmp_path / "two.yaml", stop_at=2)
+    assert [status for _, status in stopped] == [143, 143], stopped
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "two")] == [2, 3]
+    ended = start_ranks("train", "--resume", tmp_path / "two", stop_at=-1)
+    assert [status for _, status in ended] == [0, 0], ended
     one = run(tiny_recipe(tmp_path / "one", shared_parts, accumulate=2)).folder
     two, reference = (load_file(f / "model" / "trained.safetensors") for f in (tmp_path / "two", one))
     for name, tensor in reference.items():
