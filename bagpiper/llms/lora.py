@@ -103,7 +103,7 @@ def _changed_layers(backbone: Backbone) -> dict[str, Any]:
     """Layers with adaptors, and quantised layers without."""
     adapted = _lora_layers(backbone)
     bases = {id(layer.get_base_layer()) for layer in adapted.values()}
-    quantized = {name: layer for name, layer in quantized_layers(backbone).items() if id(layer) not in bases}
+    quantized = {name: layer for name, layer in quantized_layers(backbone.body).items() if id(layer) not in bases}
     return {**adapted, **quantized}
 
 

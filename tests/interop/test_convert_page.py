@@ -38,7 +38,7 @@ def prepare(official, shared_parts):
         [["user", "audio", "clip.wav"], ["assistant", "text", "a bell"]],
     ]
     lines = [json.dumps({"example_id": str(n), "messages": messages}) for n, messages in enumerate(rows)]
-    Path("rows.jsonl").write_text("\n".join(lines) + "\n")
+    Path("dialogues.jsonl").write_text("\n".join(lines) + "\n")
     Path("mine.yaml").write_text(blocks("yaml")[0])
 
 
