@@ -128,8 +128,9 @@ class KeysValues(Protocol):
 class Backbone(Component):
     """An LLM without its vocabulary matrices: embeddings in, hidden states after the final norm out.
 
-    Built with ``vocab_size``, rows of the text block of an LLM made from nothing. The rows of embedding and output
-    matrix belong to the language (``token_rows``); a pretrained backbone hands its own over once.
+    Its config is an ``LlmConfig``. Built with ``vocab_size``, rows of the text block of an LLM made from nothing. The
+    rows of embedding and output matrix belong to the language (``token_rows``); a pretrained backbone hands its own
+    over once.
 
     Attributes:
         width: hidden size.

@@ -22,7 +22,20 @@ class TokenizerConfig:
 
 
 @dataclass
-class HfConfig:
+class LlmConfig:
+    """What the config of every LLM has.
+
+    Attributes:
+        source: where pretrained weights and their tokenizer come from; null makes an LLM with random weights.
+        tokenizer: for random weights: the tokenizer to train.
+    """
+
+    source: str | None = None
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+@dataclass
+class HfConfig(LlmConfig):
     """A causal LM of transformers.
 
     Attributes:
@@ -30,12 +43,9 @@ class HfConfig:
             null builds ``config`` with random weights.
         config: for random weights: ``model_type`` (qwen3, llama...) and fields of its transformers config, without
             ``vocab_size`` (the tokenizer's).
-        tokenizer: for random weights: the tokenizer to train.
     """
 
-    source: str | None = None
     config: dict[str, Any] | None = None
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 
 @dataclass

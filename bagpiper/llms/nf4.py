@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes
 import bitsandbytes.functional as bnb_functional
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
@@ -37,14 +38,24 @@ class Nf4Linear(Linear4bit):
             quant_type=QUANT_TYPE,
             device="meta",
         )
-        # On CPUs with AVX512-BF16 bitsandbytes (0.50) repacks a layer when it first runs in eval mode: its scales are
-        # rounded to bfloat16 for good, and undoing that, at every save, leaves them transposed. SmolLM2 with 4-bit
-        # layers had logits off by 49 (of 35) once it had been listened to and saved.
-        layer.support_avx512bf16_for_cpu = False
         layer._set_float_weight(linear.weight.detach())
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` -> ``[..., out]``, computed in ``compute_dtype``; nothing of the layer changes.
+
+        The forward pass of bitsandbytes 0.50 rounds the bias to ``compute_dtype`` for good. And on CPUs with
+        AVX512-BF16 it repacks a layer that first runs in eval mode: the scales are rounded to bfloat16, and undoing
+        that, at every save, leaves them transposed (SmolLM2's logits were off by 49, of 35, once it had been listened to
+        and saved).
+        """
+        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
+        states = x.to(self.compute_dtype)
+        weight: Any = self.weight
+        product = bitsandbytes.matmul_4bit(states, weight, bias=bias, quant_state=weight.quant_state)
+        return product.to(x.dtype)
 
     def to_linear(self) -> nn.Linear:
         """An ordinary float32 layer with the weights that this one computes with."""
@@ -123,7 +134,9 @@ class Nf4Linear(Linear4bit):
             )
         bias: torch.Tensor | None = self.bias
         if bias is not None and prefix + "bias" in state_dict:
-            bias.data.copy_(state_dict[prefix + "bias"])
+            given = state_dict[prefix + "bias"].detach()
+            # not copied into the one that is there, which may be on the meta device
+            self.bias = nn.Parameter(given.to(device or given.device, bias.dtype).clone(), requires_grad=False)
         elif bias is not None:
             missing_keys.append(prefix + "bias")
 

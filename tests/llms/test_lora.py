@@ -11,7 +11,7 @@ import torch
 from bagpiper.batch import Spans
 from bagpiper.llms.configs import HfConfig, LoraSettings
 from bagpiper.llms.hf import HfBackbone
-from bagpiper.llms.lora import add_lora, merge_lora, quantize_nf4
+from bagpiper.llms.lora import add_lora, merge_lora, quantize_nf4, set_compute_dtype
 
 FIELDS: dict[str, Any] = {
     "model_type": "qwen3",
@@ -116,11 +116,20 @@ def test_nf4_is_close_and_takes_an_eighth_of_the_room(plain: HfBackbone) -> None
     assert weight.dtype == torch.uint8 and weight.numel() == 64 * 128 // 2
 
 
-def test_nf4_layers_stay_as_they_are_when_they_run(plain: HfBackbone) -> None:
-    """bitsandbytes repacks them on CPUs with AVX512-BF16, and what it saves afterwards is another weight."""
-    fields = {**FIELDS, "hidden_size": 128, "intermediate_size": 192}  # several blocks of 64 in both directions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nf4_layers_stay_as_they_are_when_they_run(plain: HfBackbone, dtype: torch.dtype) -> None:
+    """bitsandbytes repacks them on CPUs with AVX512-BF16, and what it saves afterwards is another weight.
+
+    It also rounds their bias to what they compute in.
+    """
+    # several blocks of 64 in both directions
+    fields = {**FIELDS, "hidden_size": 128, "intermediate_size": 192, "attention_bias": True}
     module = HfBackbone(HfConfig(config=fields), vocab_size=300).eval()
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
     quantize_nf4(module)
+    set_compute_dtype(module, dtype)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     embeds, positions, spans = PACK
     with torch.no_grad():
