@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden.test_golden_decode import RUNS, STOPS, official_settings
+from golden.official import KINDS, OTHER, runs_of
+from golden.test_golden_decode import STOPS, official_settings
 from rich.console import Console
 
 import bagpiper
@@ -58,29 +59,30 @@ def test_half_precision_copy_is_the_same_model(golden, imported, tmp_path):
         assert torch.equal(written[name].float(), tensor), name
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_decodes_as_the_official_code(golden, piper, name):
+@pytest.mark.parametrize("kind", [*KINDS, OTHER])
+def test_decodes_as_the_official_code(golden, piper, kind):
     """Through the public API, on the audio files: encoder, adaptor, LLM, head and masks are the imported ones."""
-    runs = {run["name"]: run for run in json.loads((golden / "decode.json").read_text())["runs"]}
-    arrays, run = np.load(golden / "decode.npz"), runs[name]
-    rows = [json.loads(line) for line in (golden / "dialogues.jsonl").read_text().splitlines()]
-    turns = next(row["messages"] for row in rows if row["example_id"] == run["prompt_example"])
-    first = [role for role, _, _ in turns].index("assistant")
-    request = [
-        Message(role, modality, content if modality == "text" else Clip(path=str(golden / content)))
-        for role, modality, content in turns[:first]
-    ]
-    wanted = official_settings(run["config"])
-    official = replace(piper.generation, text=wanted.text, audio=wanted.audio)
-    assert official == replace(wanted, max_segments=None, resampler="official")
-    pipeline = bagpiper.api.Pipeline(piper.model, official)
-    answer = pipeline.answer([request], run["config"]["enforce_modality"])[0]
-    assert len(answer.segments) == len(run["segments"])
-    for number, (segment, expected) in enumerate(zip(answer.segments, run["segments"], strict=True)):
-        assert (segment.modality, segment.stop) == (expected["modality"], STOPS[expected["ended_by"]])
-        assert np.array_equal(segment.rows, arrays[f"{name}/seg{number}/rows"])
-        if segment.samples is not None and len(segment.samples):
-            np.testing.assert_allclose(segment.samples, arrays[f"{name}/seg{number}/audio"], atol=1e-4)
+    arrays = np.load(golden / "decode.npz")
+    dialogues = [json.loads(line) for line in (golden / "dialogues.jsonl").read_text().splitlines()]
+    for drawn in runs_of(golden, kind):
+        turns = next(row["messages"] for row in dialogues if row["example_id"] == drawn["prompt_example"])
+        first = [role for role, _, _ in turns].index("assistant")
+        request = [
+            Message(role, modality, content if modality == "text" else Clip(path=str(golden / content)))
+            for role, modality, content in turns[:first]
+        ]
+        wanted = official_settings(drawn["config"])
+        official = replace(piper.generation, text=wanted.text, audio=wanted.audio)
+        assert official == replace(wanted, max_segments=None, resampler="official")
+        pipeline = bagpiper.api.Pipeline(piper.model, official)
+        answer = pipeline.answer([request], drawn["config"]["enforce_modality"])[0]
+        assert len(answer.segments) == len(drawn["segments"]), drawn["name"]
+        for number, (segment, expected) in enumerate(zip(answer.segments, drawn["segments"], strict=True)):
+            where = f"{drawn['name']}/seg{number}"
+            assert (segment.modality, segment.stop) == (expected["modality"], STOPS[expected["ended_by"]]), where
+            assert np.array_equal(segment.rows, arrays[f"{where}/rows"]), where
+            if segment.samples is not None and len(segment.samples):
+                np.testing.assert_allclose(segment.samples, arrays[f"{where}/audio"], atol=1e-4, err_msg=where)
 
 
 def test_lora_starts_from_it_and_goes_out_merged(golden, imported, tmp_path):

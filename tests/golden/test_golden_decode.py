@@ -1,10 +1,9 @@
 """Greedy decoding against the official code, run by run (ids exact, logits within the README's limit)."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from golden.official import KINDS, OTHER, RATE, runs_of
 from golden.test_golden_model import OfficialModel
 
 from bagpiper.codecs.configs import CodecConfig
@@ -18,27 +17,18 @@ from bagpiper.recipe.settings import DecodeSettings, GenerationSettings, ModelSe
 
 pytestmark = pytest.mark.golden
 
-RUNS = (
-    "text24/dlg_understand",
-    "text24/dlg_generate",
-    "audio_cfg1/dlg_generate",
-    "audio_cfg3/dlg_generate",
-    "text_audio/dlg_tts_nosys",
-    "text_audio_maxstep/dlg_generate",
-    "audio_natural/dlg_tts_nosys",
-    "free/dlg_id0",
-    "free/text_short",
-)
 STOPS = {"eos": "eos", "eot": "eot", "max_step": "max_rows"}
 
 
 class GoldenEncoder(Encoder):
-    """The recorded features of one clip, whatever is heard."""
+    """The recorded features of a clip whose samples all say its number."""
 
-    features = torch.empty(0)
+    def __init__(self, config):
+        super().__init__(config)
+        self.features = []
 
     def forward(self, waves):
-        return [self.features for _ in waves]
+        return [self.features[int(wave[0])] for wave in waves]
 
 
 class GoldenAdaptor(Adaptor):
@@ -83,8 +73,7 @@ def model(official):
 
 @pytest.fixture(scope="module")
 def recorded(golden):
-    runs = {run["name"]: run for run in json.loads((golden / "decode.json").read_text())["runs"]}
-    return runs, np.load(golden / "decode.npz")
+    return np.load(golden / "decode.npz")
 
 
 def official_settings(config):
@@ -102,56 +91,63 @@ def official_settings(config):
     )
 
 
-def request_of(official, model, name):
-    prompt = official.conversations[name].prompt()
-    messages = []
-    for message in prompt.messages:
+def request_of(official, model, run):
+    name, messages = run["prompt_example"], []
+    for index, message in enumerate(official.conversations[name].prompt().messages):
         if message.modality == "audio":
-            clip = message.clip.path.split("/")[-1].rsplit(".", 1)[0]
-            model.encoder.features = torch.from_numpy(official.codes[f"clip/{clip}/encoder_features"])
-            silence = Clip(samples=np.zeros(16000, dtype=np.float32), sample_rate=16000)
-            message = type(message)(message.role, "audio", silence)
+            recorded = official.codes[f"clip/{official.clip_name(name, index)}/encoder_features"]
+            number = np.full(RATE, len(model.encoder.features), dtype=np.float32)
+            model.encoder.features.append(torch.from_numpy(recorded))
+            message = type(message)(message.role, "audio", Clip(samples=number, sample_rate=RATE))
         messages.append(message)
     return Conversation(name, tuple(messages))
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_greedy_runs(official, model, recorded, name):
-    runs, arrays = recorded
-    run = runs[name]
-    steps = []
-    answer = generate(
-        model,
-        [request_of(official, model, run["prompt_example"])],
-        official_settings(run["config"]),
-        seeds=[0],
-        plan=run["config"]["enforce_modality"],
-        on_step=steps.append,
-    )[0]
-    assert [segment.modality for segment in answer.segments] == [segment["modality"] for segment in run["segments"]]
-    for number, (segment, expected) in enumerate(zip(answer.segments, run["segments"], strict=True)):
-        prefix = f"{name}/seg{number}"
-        assert segment.stop == STOPS[expected["ended_by"]]
-        assert np.array_equal(segment.rows, arrays[f"{prefix}/rows"])
-        mine = [step for step in steps if step.segment == number]
-        for step, counts, values in zip(
-            mine, arrays[f"{prefix}/allowed_counts"], arrays[f"{prefix}/top5_values"], strict=True
-        ):
-            logits = step.logits[0]
-            assert (logits > -torch.inf).sum(-1).tolist() == counts[: len(logits)].tolist()
-            assert (counts[len(logits) :] == 1).all()  # padding
-            np.testing.assert_allclose(logits.topk(5).values.numpy(), values[: len(logits)], atol=2e-4)
-        if segment.codes is not None:
-            assert len(segment.codes) * model.settings.codec.hop == expected["audio_samples"]
+@pytest.mark.parametrize("kind", [*KINDS, OTHER])
+def test_greedy_runs(official, model, recorded, kind):
+    for run in runs_of(official.folder, kind):
+        steps = []
+        answer = generate(
+            model,
+            [request_of(official, model, run)],
+            official_settings(run["config"]),
+            seeds=[0],
+            plan=run["config"]["enforce_modality"],
+            on_step=steps.append,
+        )[0]
+        asked = [segment["modality"] for segment in run["segments"]]
+        assert [segment.modality for segment in answer.segments] == asked, run["name"]
+        for number, (segment, expected) in enumerate(zip(answer.segments, run["segments"], strict=True)):
+            where = f"{run['name']}/seg{number}"
+            assert segment.stop == STOPS[expected["ended_by"]], where
+            assert np.array_equal(segment.rows, recorded[f"{where}/rows"]), where
+            mine = [step for step in steps if step.segment == number]
+            allowed, values = recorded[f"{where}/allowed_counts"], recorded[f"{where}/top5_values"]
+            for step, counts, best in zip(mine, allowed, values, strict=True):
+                logits = step.logits[0]
+                assert (logits > -torch.inf).sum(-1).tolist() == counts[: len(logits)].tolist(), where
+                assert (counts[len(logits) :] == 1).all(), where  # padding
+                np.testing.assert_allclose(logits.topk(5).values.numpy(), best[: len(logits)], atol=2e-4, err_msg=where)
+            if segment.codes is not None:
+                assert len(segment.codes) * model.settings.codec.hop == expected["audio_samples"], where
 
 
 def test_runs_in_one_batch(official, model, recorded):
-    """The same prompts decoded together, and with the text of the ones that have ended waiting."""
-    runs, arrays = recorded
-    names = ["audio_natural/dlg_tts_nosys", "audio_cfg3/dlg_generate"]
-    config = runs[names[0]]["config"]
-    requests = [request_of(official, model, runs[name]["prompt_example"]) for name in names]
-    answers = generate(model, requests, official_settings(config), seeds=[0, 0], plan=["audio"])
-    assert np.array_equal(answers[0].segments[0].rows, arrays[f"{names[0]}/seg0/rows"])
-    # the second prompt was recorded with min_step 20; its first nine rows are free of END either way
-    assert np.array_equal(answers[1].segments[0].rows[:9], arrays[f"{names[1]}/seg0/rows"][:9])
+    """A run that ended itself, decoded beside one that had to go on: for that one END is allowed too early here."""
+    pairs = [
+        (ending, going_on)
+        for ending in runs_of(official.folder, "audio that ends itself")
+        for going_on in runs_of(official.folder, "guided audio")
+        if ending["config"]["audio"]["cfg"] == going_on["config"]["audio"]["cfg"]
+        and ending["prompt_example"] != going_on["prompt_example"]
+    ]
+    assert pairs
+    for pair in pairs:
+        requests = [request_of(official, model, run) for run in pair]
+        settings = official_settings(pair[0]["config"])
+        ended, other = generate(model, requests, settings, seeds=[0, 0], plan=["audio"])
+        rows, other_rows = (recorded[f"{run['name']}/seg0/rows"] for run in pair)
+        assert np.array_equal(ended.segments[0].rows, rows)
+        alike = min(run["config"]["audio"]["min_step"] for run in pair)  # neither has END in its first rows
+        assert alike > 1
+        assert np.array_equal(other.segments[0].rows[:alike], other_rows[:alike])

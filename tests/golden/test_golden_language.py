@@ -45,6 +45,7 @@ def test_prompts(official):
 def test_condition_dropout(official):
     cases = json.loads((official.folder / "cfg_dropout.json").read_text())["cases"]
     arrays = np.load(official.folder / "cfg_dropout.npz")
+    assert {case["kept_message_index"] is None for case in cases} == {True, False}
     for case in cases:
         grid = official.grid(case["example"])
         kept = case["kept_message_index"]  # None: no audio of the assistant, so nothing to drop
@@ -57,6 +58,7 @@ def test_condition_dropout(official):
 
 def test_packs(official):
     layouts = json.loads((official.folder / "preprocess.json").read_text())["pack"]
+    assert layouts
     for name, layout in layouts.items():
         keys = layout["examples"]
         grids: list[TokenGrid] = [official.grid(key) for key in keys]
@@ -78,7 +80,9 @@ def test_packs(official):
 
 def test_padded_batches(official):
     """The official bucket batches: our grids beside one another, padded on the right."""
-    for name, layout in json.loads((official.folder / "preprocess.json").read_text())["bucket"].items():
+    layouts = json.loads((official.folder / "preprocess.json").read_text())["bucket"]
+    assert layouts
+    for name, layout in layouts.items():
         grids: list[TokenGrid] = [official.grid(key) for key in layout["examples"]]
         rows = official.preprocess[f"bucket/{name}/seqs"]
         masks = official.preprocess[f"bucket/{name}/loss_masks"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden.official import Official
+from golden.official import Official, error
 
 from bagpiper.batch import collate
 from bagpiper.heads.configs import ParallelConfig
@@ -39,6 +39,7 @@ class OfficialModel(Official):
         self.adaptor = torch.nn.Linear(self.weights["adaptor.continuous_audio.weight"].shape[1], width)
         self.adaptor.load_state_dict({n: self.weights[f"adaptor.continuous_audio.{n}"] for n in ("weight", "bias")})
         self.info = json.loads((folder / "forward.json").read_text())
+        assert self.info["examples"]
 
     def split_rows(self, name, width):
         matrix = self.weights[name]
@@ -96,12 +97,8 @@ def official(golden):
     return OfficialModel(golden)
 
 
-def error(ours, golden):
-    return float((ours.detach() - torch.from_numpy(np.asarray(golden))).abs().max())
-
-
 def test_forward(official):
-    head = official.head()
+    head, with_logits = official.head(), 0
     for name, info in official.info["examples"].items():
         with torch.no_grad():
             batch, embeds, hidden, total, counted = official.forward([name], head)
@@ -110,6 +107,7 @@ def test_forward(official):
         assert error(embeds, golden["inputs_embeds"]) < 1e-4, name
         assert error(hidden, golden["hidden"]) < 1e-4, name
         if "logits" in golden:
+            with_logits += 1
             assert error(logits[golden["logits_rows"].astype(np.int64)], golden["logits"]) < 2e-4, name
         assert error(logits.logsumexp(-1), golden["lse"]) < 2e-4, name
         assert error(logits[:, 1:, official.vocabulary.audio_start :].logsumexp(-1), golden["lse_mm"]) < 2e-4
@@ -121,6 +119,7 @@ def test_forward(official):
         assert float(total) == pytest.approx(info["loss_sum"], rel=1e-5), name
         correct = counted["text"].correct.sum() + counted["codebook0"].correct.sum()
         assert float(correct) == pytest.approx(info["acc_layer0_times_count"], abs=0.01), name
+    assert with_logits
 
 
 def test_z_loss(official):
@@ -132,8 +131,9 @@ def test_z_loss(official):
 
 
 def test_gradients(official):
-    head = official.head()
-    for name in official.info["gradients"]["examples"]:
+    head, examples = official.head(), official.info["gradients"]["examples"]
+    assert examples
+    for name in examples:
         official.zero_grad(head)
         batch, _, _, total, _ = official.forward([name], head)
         (total / batch.num_targets).backward()
@@ -155,8 +155,9 @@ def test_gradients(official):
 
 def test_packed_truth(official):
     """Isolated examples: the pack's loss is the sum of the examples' own; leaking attention gives another."""
-    head = official.head()
-    for info in official.info["packed"].values():
+    head, packs = official.head(), official.info["packed"]
+    assert packs
+    for info in packs.values():
         official.zero_grad(head)
         batch, _, _, total, _ = official.forward(info["examples"], head, pad_to=info["rows"])
         assert batch.num_targets == info["count"]
