@@ -14,12 +14,13 @@ class ParallelConfig:
         audio_softmax: ``joint`` normalises streams 1.. over all codec ids, as the official model does;
             ``per_codebook`` over the stream's own ids.
         z_loss: weight of the squared log-partition term.
-        chunk: rows whose logits exist at once; 0 keeps all.
+        chunk: rows whose logits exist at once; null takes as many as fit into 80 MB on a CPU, 512 MB elsewhere; 0 keeps
+            all.
     """
 
     audio_softmax: Literal["joint", "per_codebook"] = "joint"
     z_loss: float = 0.0
-    chunk: int = 1024
+    chunk: int | None = None
 
 
 @dataclass
@@ -33,14 +34,15 @@ class DepthConfig:
         width: of the depth transformer.
         layers, heads: of the depth transformer.
         z_loss: weight of the squared log-partition term.
-        chunk: rows that pass through the depth transformer, and whose logits exist, at once; 0 keeps all.
+        chunk: rows that pass through the depth transformer, and whose logits exist, at once; null takes 1,024 (of
+            stream 0 as ``parallel`` does), 0 keeps all.
     """
 
     width: int = 256
     layers: int = 3
     heads: int = 4
     z_loss: float = 0.0
-    chunk: int = 1024
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.heads < 1 or self.width < 1 or self.width % self.heads:

@@ -19,6 +19,9 @@ from bagpiper.heads.streams import first_stream_loss, joint_logits, pick
 from bagpiper.language.vocabulary import Vocabulary
 from bagpiper.token_rows import INIT_STD, TokenRows
 
+_CHUNK = 1024
+"""Rows that pass through the transformer at once, unless the config says how many."""
+
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """``[N, heads, L, D]`` each."""
 
@@ -116,7 +119,7 @@ class DepthHead(Head):
 
         Only rows with a target beyond stream 0 pass through the depth transformer: rows of text cost nothing here.
         """
-        total, z_term, counted = first_stream_loss(hidden, targets, weights, rows, self.config.chunk)
+        total, counted = first_stream_loss(hidden, targets, weights, rows, self.config)
         local = self._local(targets, rows.vocabulary)
         active = (weights[:, 1:] > 0) & (local[:, 1:] >= 0) & (local[:, 1:] < self.interval)
         spoken = active.any(-1).nonzero()[:, 0]
@@ -129,7 +132,7 @@ class DepthHead(Head):
                 spoken[chosen], stream, nll.detach()[chosen, stream - 1], correct[chosen, stream - 1]
             )
         if self.config.z_loss:
-            total = total + self.config.z_loss * (z_term + partition[active].square().sum())
+            total = total + self.config.z_loss * partition[active].square().sum()
         return HeadLoss(total, counted)
 
     def _local(self, ids: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
@@ -139,7 +142,7 @@ class DepthHead(Head):
 
     def _nll(self, hidden: torch.Tensor, local: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Negative log-likelihood, log-partition and correctness of streams 1.., each ``[N, S - 1]``."""
-        size = self.config.chunk or max(1, len(hidden))
+        size = _CHUNK if self.config.chunk is None else self.config.chunk or max(1, len(hidden))
         if len(hidden) <= size:
             return self._chunk_nll(hidden, local)
         parts = [

@@ -8,7 +8,7 @@ from torch import nn
 from bagpiper.component import Counted, Head, HeadLoss
 from bagpiper.heads.configs import ParallelConfig
 from bagpiper.heads.streams import first_stream_loss, joint_logits, pick
-from bagpiper.ops.cross_entropy import linear_cross_entropy
+from bagpiper.ops.cross_entropy import TargetLoss, linear_cross_entropy
 from bagpiper.token_rows import TokenRows
 
 
@@ -34,29 +34,49 @@ class ParallelHead(Head):
         Stream 0 is normalised over the whole vocabulary, the others over the codec ids (all of them, or the stream's
         own).
         """
-        total, z_term, counted = first_stream_loss(hidden, targets, weights, rows, self.config.chunk)
-        z_terms = [z_term]
-        for stream in range(1, targets.shape[1]):
-            loss, z_term, counted[f"codebook{stream}"] = self._audio_stream(stream, hidden, targets, weights, rows)
-            total = total + loss
-            z_terms.append(z_term)
-        if self.config.z_loss:
-            total = total + self.config.z_loss * torch.stack(z_terms).sum()
+        total, counted = first_stream_loss(hidden, targets, weights, rows, self.config)
+        if targets.shape[1] > 1:
+            is_joint = self.config.audio_softmax == "joint"
+            audio_loss = self._joint_loss if is_joint else self._loss_per_codebook
+            further, of_streams = audio_loss(hidden, targets, weights, rows)
+            total, counted = total + further, counted | of_streams
         return HeadLoss(total, counted)
 
-    def _audio_stream(
-        self, stream: int, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
-    ) -> tuple[torch.Tensor, torch.Tensor, Counted]:
-        """Loss, z-term and targets of a stream after the first."""
-        vocabulary = rows.vocabulary
-        joint = self.config.audio_softmax == "joint"
-        block = rows.audio if joint else rows.codebook(stream)
-        local = targets[:, stream] - (vocabulary.audio_start if joint else vocabulary.audio_pad(stream))
-        active = ((weights[:, stream] > 0) & (local >= 0) & (local < len(block))).nonzero()[:, 0]
-        state = hidden.index_select(0, active) + self.streams[stream]
-        nll, partition, correct = linear_cross_entropy(state, (block,), local[active], self.config.chunk)
-        counted = Counted(active, stream, nll.detach(), correct)
-        return (nll * weights[active, stream]).sum(), partition.square().sum(), counted
+    def _joint_loss(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
+    ) -> tuple[torch.Tensor, dict[str, Counted]]:
+        """Streams after the first, over all codec ids: one product for all, with one gradient of the output rows."""
+        local = targets[:, 1:] - rows.vocabulary.audio_start
+        active = ((weights[:, 1:] > 0) & (local >= 0) & (local < len(rows.audio))).nonzero()
+        places, streams = active[:, 0], active[:, 1] + 1
+        states = hidden.index_select(0, places) + self.streams[streams]
+        ids, wanted = targets[places, streams] - rows.vocabulary.audio_start, weights[places, streams]
+        loss = self._cross_entropy(states, rows.audio, ids, wanted)
+        counted = {}
+        for stream in range(1, targets.shape[1]):
+            own = streams == stream
+            counted[f"codebook{stream}"] = Counted(places[own], stream, loss.nll[own], loss.correct[own])
+        return loss.total, counted
+
+    def _loss_per_codebook(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows
+    ) -> tuple[torch.Tensor, dict[str, Counted]]:
+        """Streams after the first, each over the ids of its own codebook."""
+        total, counted = hidden.new_zeros(()), {}
+        for stream in range(1, targets.shape[1]):
+            block = rows.codebook(stream)
+            local = targets[:, stream] - rows.vocabulary.audio_pad(stream)
+            places = ((weights[:, stream] > 0) & (local >= 0) & (local < len(block))).nonzero()[:, 0]
+            states = hidden.index_select(0, places) + self.streams[stream]
+            loss = self._cross_entropy(states, block, local[places], weights[places, stream])
+            total = total + loss.total
+            counted[f"codebook{stream}"] = Counted(places, stream, loss.nll, loss.correct)
+        return total, counted
+
+    def _cross_entropy(
+        self, states: torch.Tensor, block: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> TargetLoss:
+        return linear_cross_entropy(states, (block,), ids, weights, z_loss=self.config.z_loss, chunk=self.config.chunk)
 
     def logits(
         self, hidden: torch.Tensor, rows: TokenRows, num_streams: int | None = None, ids: torch.Tensor | None = None

@@ -6,14 +6,19 @@ import torch
 import torch.nn.functional as F
 
 from bagpiper.component import Counted
+from bagpiper.heads.configs import DepthConfig, ParallelConfig
 from bagpiper.language.vocabulary import PAD
 from bagpiper.ops.cross_entropy import linear_cross_entropy
 from bagpiper.token_rows import TokenRows
 
 
 def first_stream_loss(
-    hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, rows: TokenRows, chunk: int
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, Counted]]:
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    rows: TokenRows,
+    config: ParallelConfig | DepthConfig,
+) -> tuple[torch.Tensor, dict[str, Counted]]:
     """Loss of stream 0, normalised over the whole vocabulary (spec section 5).
 
     A target id 0 is never trained on, as in the official code.
@@ -23,21 +28,23 @@ def first_stream_loss(
         targets: joint ids ``[N, S]``.
         weights: loss weights ``[N, S]``.
         rows: the output rows.
-        chunk: rows whose logits exist at once; 0 keeps all.
+        config: of the head: z-loss and chunk.
 
     Returns:
-        weighted sum of cross-entropies, the sum of squared log-partitions, and the targets of text and codebook 0.
+        weighted sum of cross-entropies, z-loss included, and the targets of text and codebook 0.
     """
     active = ((weights[:, 0] > 0) & (targets[:, 0] != PAD)).nonzero()[:, 0]
     ids = targets[active, 0]
     blocks = (rows.special, rows.text, rows.audio)
-    nll, partition, correct = linear_cross_entropy(hidden.index_select(0, active), blocks, ids, chunk)
+    loss = linear_cross_entropy(
+        hidden.index_select(0, active), blocks, ids, weights[active, 0], z_loss=config.z_loss, chunk=config.chunk
+    )
     is_audio = ids >= rows.vocabulary.audio_start
     counted = {
-        name: Counted(active[group], 0, nll.detach()[group], correct[group])
+        name: Counted(active[group], 0, loss.nll[group], loss.correct[group])
         for name, group in (("text", ~is_audio), ("codebook0", is_audio))
     }
-    return (nll * weights[active, 0]).sum(), partition.square().sum(), counted
+    return loss.total, counted
 
 
 def joint_logits(states: torch.Tensor, rows: TokenRows) -> torch.Tensor:
