@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--rough``: see ``rough.py``."""
+    parser.addoption("--rough", action="store_true", help="matrix products round otherwise for every number of rows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Round roughly from here on, fixtures of all scopes included; processes that tests start do not."""
+    if config.getoption("--rough"):
+        from rough import Rough
+
+        config.add_cleanup(partial(Rough().__enter__().__exit__, None, None, None))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

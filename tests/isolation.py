@@ -12,7 +12,7 @@ Tensors = list[torch.Tensor]
 
 
 def check_isolation(module: Callable[[Tensors], Tensors], clips: Tensors, disturbed: int, disturbance: float) -> None:
-    """Change one clip of a batch: the others' outputs and gradients keep every bit, and each is what it is alone.
+    """Change one clip of a batch: the others keep every bit of output and gradient; each is itself alone, to rounding.
 
     Args:
         module: takes and returns a list of clips.

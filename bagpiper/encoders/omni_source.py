@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from bagpiper.errors import brief, shown
+
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _INSIDE = "audio_tower."
 """What stands before a tensor's own name in the checkpoint of a whole Omni model, after prefixes that vary."""
@@ -51,7 +53,7 @@ def read_tower(source: str, fields: Iterable[str]) -> tuple[dict[str, Any], dict
     for file, names in _where(source, find).items():
         path = find(file)
         if path is None:
-            raise ValueError(f"encoder: '{source}' lacks {file}, which its index names")
+            raise ValueError(f"encoder: {shown(source, 200)} lacks {file}, which its index names")
         try:
             with safe_open(path, framework="pt") as opened:
                 known = opened.keys()
@@ -65,7 +67,7 @@ def read_tower(source: str, fields: Iterable[str]) -> tuple[dict[str, Any], dict
 def _fields(source: str, find: Find, fields: Iterable[str]) -> dict[str, Any]:
     path = find(CONFIG)
     if path is None:
-        raise ValueError(f"encoder: cannot load '{source}' (a folder or a hub name): it has no {CONFIG}")
+        raise ValueError(f"encoder: cannot load {shown(source, 200)} (a folder or a hub name): it has no {CONFIG}")
     config = _read_json(path)
     for outer in ("thinker_config", "audio_config"):
         config = config.get(outer, config)
@@ -90,7 +92,8 @@ def _where(source: str, find: Find) -> dict[str, list[str]]:
     if index is None:
         if find(WEIGHTS) is None:
             raise ValueError(
-                f"encoder: '{source}' has neither {WEIGHTS} nor {INDEX}; weights in other formats are not read"
+                f"encoder: {shown(source, 200)} has neither {WEIGHTS} nor {INDEX}; weights in other formats are not "
+                "read"
             )
         return {WEIGHTS: []}
     weight_map: dict[str, str] = _read_json(index).get("weight_map", {})
@@ -115,7 +118,7 @@ def _finder(source: str) -> Find:
     if folder.is_dir():
         return lambda name: found if (found := folder / name).is_file() else None
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise ValueError(f"encoder: there is no folder '{source}'")
+        raise ValueError(f"encoder: there is no folder {shown(source, 200)}")
 
     def fetch(name: str) -> Path | None:
         from huggingface_hub import hf_hub_download
@@ -127,6 +130,7 @@ def _finder(source: str) -> Find:
             # the hub's own "no such file" is an OSError too; without a connection nothing is known about the file
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
-            raise ValueError(f"encoder: cannot load '{source}' (a folder or a hub name): {error}") from error
+            found = f"cannot load {shown(source, 200)} (a folder or a hub name): {brief(error, 1000)}"
+            raise ValueError(f"encoder: {found}") from error
 
     return fetch

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from bagpiper.component import Encoder
 from bagpiper.encoders.configs import WHISPER_HOP, WHISPER_RATE, WhisperConfig
+from bagpiper.errors import brief, shown
 from bagpiper.ops.mel import whisper_front_end, whisper_log_mel
 from bagpiper.ops.precision import full_precision
 
@@ -141,5 +142,6 @@ def _load(source: str) -> Any:
             source, dtype=torch.float32, attn_implementation="sdpa", local_files_only=is_folder
         )
     except OSError as error:
-        raise ValueError(f"encoder whisper: cannot load '{source}' (a folder or a hub name): {error}") from error
+        found = f"cannot load {shown(source, 200)} (a folder or a hub name): {brief(error, 1000)}"
+        raise ValueError(f"encoder whisper: {found}") from error
     return model.encoder

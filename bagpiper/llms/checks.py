@@ -22,6 +22,9 @@ VICTIM = 1
 TOLERANCE = 1e-5
 """Largest deviation of an example from itself alone, as a share of the largest hidden value. Measured on
 SmolLM2-135M in float32: 6e-7, against transformers' eager attention and against the cache."""
+_TRIALS = 3
+"""Packs of which an LLM with experts has to pass one: two experts may tie within rounding, and then another is chosen.
+A leak shows in every one."""
 
 Alone = Callable[[torch.Tensor], torch.Tensor]
 """Embeddings ``[L, H]`` of one example -> its hidden states ``[L, H]``, by code that is not ours."""
@@ -85,38 +88,43 @@ def check_isolation(backbone: Backbone, alone: Alone, *, exact: bool = True) -> 
     Raises:
         ValueError: the LLM fails; the message says where.
     """
-    generator = torch.Generator(device="cpu").manual_seed(0)
+    fault = None
+    for seed in range(1 if exact else _TRIALS):
+        try:
+            fault = _fault(backbone, alone, torch.equal if exact else _agree, seed)
+        except (TypeError, AssertionError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
+            fault = f"its layers do not call the attention they are given ({error})"
+        if fault is None:
+            return
+    raise ValueError(f"llm '{backbone.name}' cannot be trained on packs: {fault}. Choose another LLM")
+
+
+def _fault(
+    backbone: Backbone, alone: Alone, same: Callable[[torch.Tensor, torch.Tensor], bool], seed: int
+) -> str | None:
+    """What is wrong with an LLM on a pack of random embeddings, or None."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     device = next(backbone.parameters()).device
     total = sum(LENGTHS)
     embeds, other, weights = (torch.randn(total, backbone.width, generator=generator).to(device) for _ in range(3))
     victim = slice(sum(LENGTHS[:VICTIM]), sum(LENGTHS[: VICTIM + 1]))
     others = torch.ones(total, dtype=torch.bool, device=device)
     others[victim] = False
-    same = torch.equal if exact else _agree
-    try:
-        with _in_eval(backbone):
-            outputs, gradients = _outputs_and_gradients(backbone, embeds, weights)
-            for what, now in (
-                ("changed", other[victim]),
-                ("filled with NaN", torch.full_like(other[victim], torch.nan)),
-            ):
-                disturbed = embeds.clone()
-                disturbed[victim] = now
-                outputs_now, gradients_now = _outputs_and_gradients(backbone, disturbed, weights)
-                if not (same(outputs[others], outputs_now[others]) and same(gradients[others], gradients_now[others])):
-                    raise _refusal(backbone, f"one example was {what} and its neighbours in the pack noticed")
-            with torch.no_grad():
-                for packed, example in zip(outputs.split(LENGTHS), embeds.split(LENGTHS), strict=True):
-                    if not _close(packed, alone(example), TOLERANCE):
-                        raise _refusal(backbone, "an example in a pack differs from itself alone in transformers")
-                    if not _close(packed, _cached(backbone, example), TOLERANCE):
-                        raise _refusal(backbone, "an example in a pack differs from itself decoded with a cache")
-    except (TypeError, AssertionError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
-        raise _refusal(backbone, f"its layers do not call the attention they are given ({error})") from error
-
-
-def _refusal(backbone: Backbone, reason: str) -> ValueError:
-    return ValueError(f"llm '{backbone.name}' cannot be trained on packs: {reason}. Choose another LLM")
+    with _in_eval(backbone):
+        outputs, gradients = _outputs_and_gradients(backbone, embeds, weights)
+        for what, now in (("changed", other[victim]), ("filled with NaN", torch.full_like(other[victim], torch.nan))):
+            disturbed = embeds.clone()
+            disturbed[victim] = now
+            outputs_now, gradients_now = _outputs_and_gradients(backbone, disturbed, weights)
+            if not (same(outputs[others], outputs_now[others]) and same(gradients[others], gradients_now[others])):
+                return f"one example was {what} and its neighbours in the pack noticed"
+        with torch.no_grad():
+            for packed, example in zip(outputs.split(LENGTHS), embeds.split(LENGTHS), strict=True):
+                if not _close(packed, alone(example), TOLERANCE):
+                    return "an example in a pack differs from itself alone in transformers"
+                if not _close(packed, _cached(backbone, example), TOLERANCE):
+                    return "an example in a pack differs from itself decoded with a cache"
+    return None
 
 
 def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

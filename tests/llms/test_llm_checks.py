@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rough import Rough
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -61,6 +62,15 @@ def test_llms_that_pass(fields: dict[str, Any]) -> None:
 def test_llms_with_state_or_attention_of_their_own_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         build(fields)
+
+
+def test_experts_pass_where_groups_of_other_sizes_round_otherwise() -> None:
+    """Held to every bit, the probe refused all of them on an AMD EPYC."""
+    module = build({"model_type": "qwen3_moe", **SMALL, **MOE})
+    with Rough():
+        check_isolation(module, module.alone, exact=False)
+        with pytest.raises(ValueError, match="its neighbours in the pack noticed"):
+            check_isolation(module, module.alone)
 
 
 class TimeMix(nn.Module):
