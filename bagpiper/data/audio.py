@@ -1,7 +1,8 @@
 """Audio files: the one place where clips are read.
 
-Only the first channel is used, as in the official code (spec section 3.1). Lengths after resampling follow one exact
-formula, so that token grids can be planned from file headers.
+One channel is used, the first unless another is asked for, as in the official code (spec section 3.1). A file is read
+whole or refused: where headers lie about the length, ``containers`` knows better. Lengths after resampling follow one
+exact formula, so that token grids can be planned from what was inspected.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,27 +20,31 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from bagpiper.data.containers.chunks import STREAMED
+from bagpiper.data.containers.finder import find_streams, left_behind
+from bagpiper.data.containers.stream import Source, Stream
 from bagpiper.data.sinc import sinc_resample
-from bagpiper.errors import UserError
-from bagpiper.recipe.settings import Resampler
+from bagpiper.data.sound import ChannelMix, Sound, first_not_finite
+from bagpiper.errors import UserError, brief
+from bagpiper.recipe.settings import Channel, Resampler
 
 _BLOCK = 1 << 20
 """Frames decoded at a time; a clip of 30 s at 32 kHz is one block."""
 
 _MAX_KNOWN_FRAMES = 1 << 40
-"""libsndfile reports a huge number of frames where a header (a streamed FLAC's, say) does not tell."""
+"""libsndfile reports a huge number of frames where it does not know."""
 
-_STREAMED = 0x7FFF0000
-"""Sizes from here on are placeholders of programs that wrote a header before they knew the length."""
+_DECLARED_SIZE = re.compile(
+    r"^\s*(?:(?:data|SSND|BODY|Data Size|riff)\s*:|Data length)\s*(\d+) \(?should be (\d+)\)?", re.MULTILINE
+)
+"""How libsndfile logs that a WAV, AIFF, 8SVX, AU, W64 or WVE header promises more bytes than the file has; it then goes
+on with what is there, so the number of frames alone does not show the loss."""
 
-_DECLARED_SIZE = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
-"""How libsndfile logs that a WAV, AIFF, AU or W64 header promises more bytes than the file has; it then goes on
-with what is there, so the number of frames alone does not show the loss."""
+_RF64_SIZE = re.compile(r"^Length : (\d+)\n(?:.*\n)*?  Data size : (\d+)$", re.MULTILINE)
+_SEEMS_TRUNCATED = re.compile(r"File seems to be truncated\. \d+ <-->|^Seems to be a truncated file", re.MULTILINE)
+"""The same of RF64, where the sound may not be longer than the file, and of MAT4 and VOC."""
 
 _AGAIN = "copy or export it again, or take its line out"
-
-_MPEG_TOLERANCE = 0.95
-"""An MPEG header's length may be an estimate; a file that decodes to less than this share of it is truncated."""
 
 
 class BadAudio(UserError):  # noqa: N818
@@ -48,7 +55,7 @@ class BadAudio(UserError):  # noqa: N818
     """
 
     def __init__(self, path: str, reason: str, fault: str, way_out: str) -> None:
-        super().__init__(f"{path}: {fault}; {way_out}")
+        super().__init__(f"{brief(path)}: {fault}; {way_out}")
         self.reason = reason
 
 
@@ -61,7 +68,8 @@ class ClipInfo:
         num_samples: samples of one channel, at the file's own rate.
         sample_rate: of the file, in Hz.
         sha256: hash of the file's bytes; names the clip in caches.
-        channels: channels of the file; the first one is used.
+        channels: channels of the file.
+        first_is_silent: whether the first channel is silent and another is not.
     """
 
     path: str
@@ -69,6 +77,7 @@ class ClipInfo:
     sample_rate: int
     sha256: str
     channels: int = 1
+    first_is_silent: bool = False
 
     @property
     def seconds(self) -> float:
@@ -93,24 +102,30 @@ def inspect_clip(path: str | Path, max_seconds: float | None = None) -> ClipInfo
         max_seconds: longest clip allowed; a longer one is refused from its header.
 
     Raises:
-        BadAudio: missing, empty, truncated, not audio, NaN or infinite samples, too long, unreadable.
+        BadAudio: missing, empty, truncated, not audio, NaN or infinite samples, too long, unreadable, or with sound in
+            it that libsndfile does not read.
     """
-    blocks, rate, channels = _decode(str(path), max_seconds)
+    sound = decode_clip(path, max_seconds)
     with _open_bytes(str(path)) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ClipInfo(str(path), sum(map(len, blocks)), rate, digest, channels)
+    return ClipInfo(str(path), len(sound.wave), sound.sample_rate, digest, sound.channels, sound.first_is_silent)
 
 
 def read_clip(
-    path: str | Path, sample_rate: int, max_seconds: float | None = None, resampler: Resampler = "soxr"
+    path: str | Path,
+    sample_rate: int,
+    max_seconds: float | None = None,
+    resampler: Resampler = "soxr",
+    channel: Channel = "first",
 ) -> NDArray[np.float32]:
-    """Samples of a file's first channel.
+    """Samples of one channel of a file.
 
     Args:
-        path: the file; any format that libsndfile knows by content, whatever its name ends in.
+        path: as ``decode_clip``.
         sample_rate: wanted rate in Hz.
         max_seconds: longest clip allowed.
         resampler: see ``resample``.
+        channel: see ``ChannelMix``.
 
     Returns:
         float32 ``[resampled_length(N, rate of the file, sample_rate)]``.
@@ -118,8 +133,8 @@ def read_clip(
     Raises:
         BadAudio: as ``inspect_clip``.
     """
-    blocks, rate, _ = _decode(str(path), max_seconds)
-    return resample(np.concatenate(blocks), rate, sample_rate, resampler)
+    sound = decode_clip(path, max_seconds, channel)
+    return resample(sound.wave, sound.sample_rate, sample_rate, resampler)
 
 
 def resample(
@@ -146,33 +161,117 @@ def resample(
     return result
 
 
-def _decode(path: str, max_seconds: float | None) -> tuple[list[NDArray[np.float32]], int, int]:
-    """First channel in blocks, sample rate, number of channels."""
-    with _open_bytes(path) as file:
-        if not file.read(1):
-            raise BadAudio(path, "empty", "the file is empty (0 bytes)", _AGAIN)
-    try:
-        sound = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        # TypeError: soundfile takes a name ending in .raw for headerless samples and asks for their rate
-        reason, fault = _open_fault(error)
-        raise BadAudio(
-            path, reason, fault, "replace it with a WAV, FLAC, OGG or MP3 file, or take its line out"
-        ) from error
-    with sound:
-        declared = sound.frames if sound.frames < _MAX_KNOWN_FRAMES else None
-        _check_length(path, declared or 0, sound.samplerate, max_seconds)
-        _check_declared_size(path, sound.extra_info)
-        blocks = _read_blocks(path, sound, max_seconds)
-        decoded = sum(map(len, blocks))
-        needed = declared or 0
-        if sound.format == "MP3":
-            needed = int(needed * _MPEG_TOLERANCE)
-        if decoded < needed:
-            raise _truncated(path, f"its header promises {declared} samples, {decoded} can be decoded")
-        if decoded == 0:
+def decode_clip(path: str | Path, max_seconds: float | None = None, channel: Channel = "first") -> Sound:
+    """Decode a file from end to end.
+
+    Args:
+        path: the file; any format that libsndfile knows by content, whatever its name ends in. Ogg and MPEG files may
+            be several joined ones, which are read one after another.
+        max_seconds: longest clip allowed.
+        channel: see ``ChannelMix``.
+
+    Returns:
+        One channel, at the file's own rate.
+
+    Raises:
+        BadAudio: as ``inspect_clip``.
+    """
+    path = str(path)
+    mix = ChannelMix(channel)
+    with _open_bytes(path) as file, ExitStack() as stack:
+        try:
+            if not file.read(1):
+                raise BadAudio(path, "empty", "the file is empty (0 bytes)", _AGAIN)
+            found = find_streams(file)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        streams = [(stream, stack.enter_context(_open_sound(path, stream))) for stream in found]
+        rate, channels = _one_kind(path, [sound for _, sound in streams])
+        _check_length(path, sum(_declared(sound) or 0 for _, sound in streams), rate, max_seconds)
+        total = 0
+        for stream, sound in streams:
+            total = _decode_stream(path, stream, sound, mix, total, max_seconds)
+        if total == 0:
             raise BadAudio(path, "empty", "the file holds no samples", _AGAIN)
-        return blocks, sound.samplerate, sound.channels
+    return Sound(mix.wave(), rate, channels, mix.first_is_silent)
+
+
+class _Forward(soundfile.SoundFile):
+    """Read from the beginning to the end, without soundfile's seek behind each block.
+
+    Where a page of Ogg Vorbis is missing, that seek makes libsndfile fill the gap with what it has decoded already, and
+    the sum of samples is right.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _open_sound(path: str, stream: Stream) -> soundfile.SoundFile:
+    stream.file.seek(0)
+    source = Source(stream.file)
+    try:
+        return soundfile.SoundFile(source) if stream.end is None else _Forward(source)
+    except soundfile.LibsndfileError as error:
+        by_content = error
+    try:
+        if stream.end is None:
+            return soundfile.SoundFile(path)  # by what stands beside it: the header of an SD2 file is a file of its own
+    except (soundfile.LibsndfileError, TypeError):
+        pass  # TypeError: soundfile takes a name ending in .raw for headerless samples and asks for their rate
+    reason, fault = _open_fault(by_content)
+    way_out = "replace it with a WAV, FLAC, OGG or MP3 file, or take its line out"
+    raise BadAudio(path, reason, fault, way_out) from by_content
+
+
+def _one_kind(path: str, sounds: Sequence[soundfile.SoundFile]) -> tuple[int, int]:
+    """Rate and channels of all the sounds in a file."""
+    kinds = list(dict.fromkeys((sound.samplerate, sound.channels) for sound in sounds))
+    if len(kinds) > 1:
+        listed = ", ".join(f"{rate} Hz with {channels} channel{'s'[: channels - 1]}" for rate, channels in kinds)
+        seconds = [(_declared(sound) or 0) / sound.samplerate for sound in sounds]
+        raise _read_in_part(path, seconds[0], sum(seconds[1:]), f"sounds of different kinds are joined ({listed})")
+    return kinds[0]
+
+
+def _declared(sound: soundfile.SoundFile) -> int | None:
+    return sound.frames if sound.frames < _MAX_KNOWN_FRAMES else None
+
+
+def _decode_stream(
+    path: str, stream: Stream, sound: soundfile.SoundFile, mix: ChannelMix, total: int, max_seconds: float | None
+) -> int:
+    """Decode one of a file's sounds; ``total`` counts the samples so far, and the sum is returned."""
+    begin = stream.file.tell()
+    _check_declared_size(path, sound.extra_info)
+    declared = _declared(sound)
+    before, total = total, _read_blocks(path, sound, mix, total, max_seconds)
+    decoded, rate = total - before, sound.samplerate
+    if decoded < (declared or 0) - stream.slack and decoded < (stream.samples or declared or 0) - stream.slack:
+        raise _truncated(path, f"its header promises {stream.samples or declared} samples, {decoded} can be decoded")
+    if stream.damaged:
+        raise _truncated(path, f"one of its pages is damaged or cut off, {total / rate:.1f} s can be decoded")
+    if stream.samples is not None and decoded < stream.samples - stream.slack:
+        more = (stream.samples - decoded) / rate
+        raise _read_in_part(path, total / rate, more, "libsndfile takes it to be shorter than its frames are")
+    unread = stream.unread
+    if stream.end is None:
+        unread = left_behind(stream.file, begin, decoded / rate)
+    if unread is not None:
+        raise _read_in_part(path, total / rate, unread.seconds, unread.what)
+    return total
+
+
+def _read_in_part(path: str, read: float, more: float | None, what: str) -> BadAudio:
+    digits = 1 if more is None or more >= 0.1 else 3
+    there = "more sound than can be read" if more is None else f"{read + more:.{digits}f} s of sound"
+    return BadAudio(
+        path,
+        "read in part",
+        f"the file holds {there}, of which {read:.{digits}f} s can be read: {what}",
+        "convert it to FLAC or WAV with a program that reads all of it (`ffmpeg -i in out.flac`, say), "
+        "or take its line out",
+    )
 
 
 def _open_bytes(path: str) -> io.BufferedReader:
@@ -185,7 +284,12 @@ def _open_bytes(path: str) -> io.BufferedReader:
     except IsADirectoryError as error:
         raise BadAudio(path, "not audio", "this is a folder", "name an audio file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise BadAudio(path, "unreadable", f"cannot be read ({error})", "check its permissions and the disk") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> BadAudio:
+    fault = getattr(error, "strerror", None) or brief(error)  # an OSError's own text repeats the path
+    return BadAudio(path, "unreadable", f"cannot be read ({fault})", "check its permissions and the disk")
 
 
 def _open_fault(error: Exception) -> tuple[str, str]:
@@ -206,36 +310,38 @@ def _check_length(path: str, frames: int, rate: int, max_seconds: float | None) 
 
 
 def _check_declared_size(path: str, log: str) -> None:
-    for match in _DECLARED_SIZE.finditer(log):
-        declared, present = int(match[1]), int(match[2])
-        if present < declared < _STREAMED:
+    sizes = [(int(match[1]), int(match[2])) for match in _DECLARED_SIZE.finditer(log)]
+    sizes += [(int(match[2]), int(match[1])) for match in _RF64_SIZE.finditer(log)]
+    for declared, present in sizes:
+        if present < declared < STREAMED:
             raise _truncated(path, f"its header promises {declared} bytes of audio, {present} are there")
+    if _SEEMS_TRUNCATED.search(log):
+        raise _truncated(path, "its header promises more bytes of audio than are there")
 
 
 def _truncated(path: str, detail: str) -> BadAudio:
     return BadAudio(path, "truncated", f"truncated or damaged: {detail}", _AGAIN)
 
 
-def _read_blocks(path: str, sound: soundfile.SoundFile, max_seconds: float | None) -> list[NDArray[np.float32]]:
-    blocks: list[NDArray[np.float32]] = []
-    total = 0
+def _read_blocks(path: str, sound: soundfile.SoundFile, mix: ChannelMix, total: int, max_seconds: float | None) -> int:
+    """Decode into ``mix``; returns ``total`` and the samples that came."""
+    left = sound.frames  # asked for more, libsndfile reads on and throws it away: it would not stand where sound ends
     while True:
         try:
-            block = sound.read(_BLOCK, dtype="float32", always_2d=True)[:, 0]
+            block = sound.read(min(_BLOCK, left), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise _truncated(
                 path, f"decoding stops after about {total} samples ({error.error_string.strip('. ')})"
             ) from error
         if not len(block):
-            return blocks
+            return total
         if not np.isfinite(block).all():
-            first = total + int(np.argmin(np.isfinite(block)))
             raise BadAudio(
                 path,
                 "NaN",
-                f"sample {first} is not a finite number (NaN or infinity)",
+                f"sample {total + first_not_finite(block)} is not a finite number (NaN or infinity)",
                 "export it again from its source, or take its line out",
             )
-        total += len(block)
+        total, left = total + len(block), left - len(block)
         _check_length(path, total, sound.samplerate, max_seconds)
-        blocks.append(np.ascontiguousarray(block))
+        mix.add(block)

@@ -15,7 +15,7 @@ from bagpiper.codecs.configs import CodecConfig
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.errors import UserError
 from bagpiper.files import write_for_user
-from bagpiper.recipe.settings import Resampler
+from bagpiper.recipe.settings import Channel, Resampler
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _HEADER = struct.Struct("<8sIIIB")
 
 
 class CodeCache:
-    """Codes by (hash of the clip's file, fingerprint of the codec, resampler of the clip).
+    """Codes by (hash of the clip's file, fingerprint of the codec, resampler and channel of the clip).
 
     An entry is a file of a fixed header, whose checksum shows damage, and the codes as they are. They are written under
     a temporary name and renamed, so several processes may fill one cache. (NumPy's own files are not safe here: their
@@ -35,16 +35,24 @@ class CodeCache:
     "AST constructor recursion depth mismatch".)
     """
 
-    def __init__(self, folder: str | Path, codec_fingerprint: str, resampler: Resampler = "soxr") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        codec_fingerprint: str,
+        resampler: Resampler = "soxr",
+        channel: Channel = "first",
+    ) -> None:
         """Open a cache, empty or not.
 
         Args:
             folder: of the cache, shared by all codecs.
             codec_fingerprint: hash of the codec's weights.
             resampler: what the codec hears of clips at other rates; ``fill_codes`` reads clips with it.
+            channel: what it hears of clips of several channels; likewise.
         """
         self.resampler: Resampler = resampler
-        suffix = "" if resampler == "soxr" else f"-{resampler}"
+        self.channel: Channel = channel
+        suffix = ("" if resampler == "soxr" else f"-{resampler}") + ("" if channel == "first" else f"-{channel}")
         self._folder = Path(folder) / "codes" / f"{codec_fingerprint[:32]}{suffix}"
 
     def has(self, sha256: str) -> bool:
@@ -73,11 +81,13 @@ class CodeCache:
             return self._load(path)
         except FileNotFoundError as error:
             raise UserError(
-                f"{path}: codes are missing from the cache; start again with --resume to compute them"
+                f"{path}: codes are missing from the cache; start again, with --resume if there is a checkpoint, to "
+                "compute them"
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: damaged entry of the code cache ({error}); start again with --resume to compute it anew"
+                f"{path}: damaged entry of the code cache ({error}); start again, with --resume if there is a "
+                "checkpoint, to compute it anew"
             ) from error
 
     def put(self, sha256: str, codes: NDArray[np.integer]) -> None:
@@ -137,7 +147,9 @@ def fill_codes(
 
     def flush() -> None:
         nonlocal encoded
-        waves = [read_clip(clip.path, config.sample_rate, resampler=cache.resampler) for clip in batch]
+        waves = [
+            read_clip(clip.path, config.sample_rate, resampler=cache.resampler, channel=cache.channel) for clip in batch
+        ]
         for clip, wave, codes in zip(batch, waves, encode(waves) if waves else [], strict=True):
             expected = (config.num_frames(len(wave)), config.num_codebooks)
             assert codes.shape == expected, (

@@ -8,17 +8,37 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from bagpiper.data.audio import BadAudio, ClipInfo, inspect_clip
-from bagpiper.data.ledger import FIRST_CHANNEL, READ, Faults, Ledger, OnBad
-from bagpiper.errors import UserError
-from bagpiper.files import write_for_user
+from bagpiper.data.ledger import (
+    CLIP_TRAINED_ON,
+    FIRST_CHANNEL,
+    LOUDEST_CHANNEL,
+    MEAN_OF_CHANNELS,
+    READ,
+    SEEN_TWICE,
+    SILENT_FIRST,
+    TRAINED_ON_TOO,
+    Faults,
+    Ledger,
+    OnBad,
+)
+from bagpiper.data.lines import read_lines
+from bagpiper.data.paths import real_path
+from bagpiper.errors import UserError, brief, shown
+from bagpiper.files import at_home, write_for_user
 from bagpiper.language.conversation import Clip, Conversation, Message, from_json
-from bagpiper.recipe.settings import SourceSettings
+from bagpiper.recipe.settings import Channel, SourceSettings
 
 _THREADS = 2
+
+_STAMP, _FACTS = 2, 5
+"""Numbers and texts that the clip cache keeps of a file and of the clip in it."""
+
+_NARROWED: dict[Channel, str] = {"first": FIRST_CHANNEL, "mean": MEAN_OF_CHANNELS, "loudest": LOUDEST_CHANNEL}
 
 _LEAST_WEIGHT = 0.001
 """Smallest weight of a source; with all of them tiny, most epochs would hold nothing."""
@@ -50,6 +70,7 @@ def read_sources(
     max_seconds: float | None,
     ledger: Ledger,
     clip_cache: Path | None = None,
+    channel: Channel = "first",
 ) -> list[Example]:
     """Read manifests and inspect every clip in them.
 
@@ -59,6 +80,7 @@ def read_sources(
         max_seconds: longest clip allowed.
         ledger: counts what was read and left out.
         clip_cache: JSON file that remembers inspected clips by path, size and time of change.
+        channel: that will be used of clips of several channels, for the ledger.
 
     Raises:
         UserError: a manifest is missing or empty, a source's weight is not positive; bad examples in ``fail`` mode.
@@ -66,7 +88,7 @@ def read_sources(
     faults = Faults(on_bad, ledger)
     parsed = [
         item
-        for source, name in zip(sources, _names(sources), strict=True)
+        for source, name in zip(sources, _names(sources, ledger.sources), strict=True)
         for item in _parse(source, name, ledger, faults)
     ]
     known = _ClipCache(clip_cache)
@@ -86,14 +108,16 @@ def read_sources(
         clips = {index: result for index, result in results.items() if isinstance(result, ClipInfo)}
         examples.append(replace(example, clips=clips))
     faults.raise_if_any()
-    count_clips(examples, FIRST_CHANNEL, lambda clip, _: clip.channels > 1, ledger)
+    count_clips(examples, _NARROWED[channel], lambda clip, _: clip.channels > 1, ledger)
+    if channel == "first":
+        count_clips(examples, SILENT_FIRST, lambda clip, _: clip.first_is_silent, ledger)
     return examples
 
 
 def count_clips(
     examples: Iterable[Example], what: str, applies: Callable[[ClipInfo, Message], bool], ledger: Ledger
 ) -> None:
-    """Count the clips of each source that something happens to, each file once.
+    """Count the clips of each source that something happens to, each file content once.
 
     Args:
         examples: the examples.
@@ -102,13 +126,36 @@ def count_clips(
         ledger: where it is counted.
     """
     files = {
-        (example.source, clip.path)
+        (example.source, clip.sha256)
         for example in examples
         for index, clip in example.clips.items()
         if applies(clip, example.conversation.messages[index])
     }
     for source, number in Counter(source for source, _ in sorted(files)).items():
         ledger.count(source, what, number)
+
+
+def count_shared(train: Iterable[Example], valid: Iterable[Example], ledger: Ledger) -> None:
+    """Count examples that stand in the data twice, in whatever files: the same messages, with clips of the same bytes.
+
+    Args:
+        train: those that an earlier one equals are counted.
+        valid: those that are trained on too are counted; and others, a clip of which is trained on.
+        ledger: where they are counted.
+    """
+    known: set[tuple[tuple[str, str], ...]] = set()
+    clips: set[str] = set()
+    for example in train:
+        content = _content(example)
+        if content in known:
+            ledger.count(example.source, SEEN_TWICE)
+        known.add(content)
+        clips.update(clip.sha256 for clip in example.clips.values())
+    for example in valid:
+        if _content(example) in known:
+            ledger.count(example.source, TRAINED_ON_TOO)
+        elif any(clip.sha256 in clips for clip in example.clips.values()):
+            ledger.count(example.source, CLIP_TRAINED_ON)
 
 
 def distinct_clips(examples: Iterable[Example], *, spoken: bool) -> list[ClipInfo]:
@@ -126,60 +173,30 @@ def distinct_clips(examples: Iterable[Example], *, spoken: bool) -> list[ClipInf
     return list(clips.values())
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
-    """The JSON lines of a file: (line number, value, None), or (line number, None, fault); blank lines are passed over.
-
-    Raises:
-        UserError: the file is missing, unreadable or empty.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; name a file of JSON lines (relative to the working folder)")
-    if path.is_dir():
-        raise UserError(f"{path}: this is a folder; name the file of JSON lines in it")
-    try:
-        with path.open("rb") as file:
-            empty = True
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    if not line:
-                        continue
-                    empty = False
-                    yield number, json.loads(line), None
-                except UnicodeDecodeError as error:
-                    empty = False
-                    yield number, None, f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
-                except json.JSONDecodeError as error:
-                    yield (
-                        number,
-                        None,
-                        f"not JSON ({error.msg} at column {error.colno}); every line must be one JSON object",
-                    )
-                except RecursionError:
-                    yield number, None, "not usable: JSON nested too deeply"
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); check its permissions and the disk") from error
-    if empty:
-        raise UserError(f"{path}: the file holds no line; every line must be one JSON object")
-
-
-def _names(sources: Sequence[SourceSettings]) -> list[str]:
-    """Names of sources: their own, else the file's stem, else (if two share it) the path."""
+def _names(sources: Sequence[SourceSettings], taken: Iterable[str]) -> list[str]:
+    """Names of sources, no two alike: their own, else the file's stem, else (if another has it) the path, numbered."""
     names = [source.name or Path(source.path).stem for source in sources]
-    return [source.path if names.count(name) > 1 else name for source, name in zip(sources, names, strict=True)]
+    used = set(taken)
+    chosen = []
+    for source, name in zip(sources, names, strict=True):
+        wanted = source.path if names.count(name) > 1 or name in used else name
+        numbered = (wanted if number == 1 else f"{wanted} ({number})" for number in count(1))
+        chosen.append(next(free for free in numbered if free not in used))
+        used.add(chosen[-1])
+    return chosen
 
 
 def _parse(source: SourceSettings, name: str, ledger: Ledger, faults: Faults) -> Iterator[Example]:
     """Examples of a manifest, their clips not looked at yet."""
     if not source.weight >= _LEAST_WEIGHT:
         raise UserError(
-            f"{source.path}: weight {source.weight:g}; it must be at least {_LEAST_WEIGHT} (or take it out)"
+            f"{brief(source.path)}: weight {source.weight:g}; it must be at least {_LEAST_WEIGHT} (or take it out)"
         )
-    path = Path(source.path).expanduser()
+    path = Path(at_home(source.path))
     seen: dict[str, int] = {}
     for number, line, fault in read_lines(path):
         ledger.count(name, READ)
-        where = f"{path}:{number}"
+        where = f"{brief(path)}:{number}"
         if fault is not None:
             faults.add(name, "bad line", f"{where}: {fault}")
             continue
@@ -189,7 +206,7 @@ def _parse(source: SourceSettings, name: str, ledger: Ledger, faults: Faults) ->
             faults.add(name, "bad line", str(error))
             continue
         if conversation.id in seen:
-            first = f"id '{conversation.id}' was used in line {seen[conversation.id]}"
+            first = f"id {shown(conversation.id)} was used in line {seen[conversation.id]}"
             faults.add(name, "repeated id", f"{where}: {first}; ids must differ")
             continue
         seen[conversation.id] = number
@@ -206,11 +223,8 @@ def _conversation(line: Any, where: str, default_id: str, folder: Path) -> Conve
             "`bagpiper data import-dialogues` makes conversations of them"
         )
     conversation = from_json(line if line.get("id") is not None else {**line, "id": default_id}, where)
-    for number, message in enumerate(conversation.messages, start=1):
-        if message.modality == "text" and not _is_unicode(message.text):
-            raise UserError(f"{where}, message {number}: half a surrogate pair (as in \\ud83d) is not a character")
     messages = tuple(
-        replace(message, content=Clip(path=str(folder / Path(message.clip.path or "").expanduser())))
+        replace(message, content=Clip(path=str(folder / at_home(message.clip.path or ""))))
         if message.modality == "audio"
         else message
         for message in conversation.messages
@@ -224,13 +238,12 @@ def _clip_paths(example: Example) -> dict[int, str]:
     return {index: message.clip.path or "" for index, message in messages if message.modality == "audio"}
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; JSON escapes can hold more than that, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _content(example: Example) -> tuple[tuple[str, str], ...]:
+    """Role and text, or role and hash of the clip, of every message."""
+    return tuple(
+        (message.role, message.text if message.modality == "text" else example.clips[index].sha256)
+        for index, message in enumerate(example.conversation.messages)
+    )
 
 
 class _ClipCache:
@@ -246,14 +259,17 @@ class _ClipCache:
                 self._known = {}  # damaged: only time is lost
 
     def find(self, path: str) -> ClipInfo | None:
-        """The clip, if the file is still the one that was inspected."""
-        known = self._known.get(os.path.abspath(path))
-        return ClipInfo(path, *known[2:]) if known and known[:2] == _stamp(path) else None
+        """The clip, if the file is still the one that was inspected, and all that is asked of it was looked at."""
+        known = self._known.get(real_path(path))
+        if known is None or len(known) != _STAMP + _FACTS or known[:_STAMP] != _stamp(path):
+            return None  # files of older versions know less of a clip
+        return ClipInfo(path, *known[_STAMP:])
 
     def add(self, clip: ClipInfo) -> None:
         """Remember a clip."""
-        facts = [clip.num_samples, clip.sample_rate, clip.sha256, clip.channels]
-        self._known[os.path.abspath(clip.path)] = [*_stamp(clip.path), *facts]
+        facts = [clip.num_samples, clip.sample_rate, clip.sha256, clip.channels, clip.first_is_silent]
+        assert len(facts) == _FACTS
+        self._known[real_path(clip.path)] = [*_stamp(clip.path), *facts]
 
     def save(self) -> None:
         """Write the file."""

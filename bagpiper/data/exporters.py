@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bagpiper.data.examples import read_lines
+from bagpiper.data.lines import read_lines
 from bagpiper.data.parquet import SUFFIX, write_parquet
-from bagpiper.errors import UserError
-from bagpiper.files import write_for_user
+from bagpiper.data.paths import path_from, same_file
+from bagpiper.errors import UserError, brief
+from bagpiper.files import at_home, write_for_user
 from bagpiper.language.conversation import from_json
 
 
@@ -33,17 +34,19 @@ def export_dialogues(source: Path, out: Path) -> Exported:
 
     Args:
         source: a file of conversations.
-        out: JSON lines, or Parquet if its name ends so; paths of clips are relative to its folder.
+        out: JSON lines, or Parquet if its name ends so; paths of clips are relative to its folder, and tried.
 
     Raises:
         UserError: a line is no conversation, or has no clip in a file; nothing is written then.
     """
-    if out.resolve() == source.resolve():
-        raise UserError(f"{out}: this is the file of conversations itself; write the dialogues to another file")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UserError(f"{brief(out)}: this is a folder or a device; name a file of dialogues to write")
+    if same_file(out, source):
+        raise UserError(f"{brief(out)}: this is the file of conversations itself; write the dialogues to another file")
     dialogues: list[dict[str, Any]] = []
     flags = 0
     for number, data, fault in read_lines(source):
-        where = f"{source}:{number}"
+        where = f"{brief(source)}:{number}"
         if fault is not None or not isinstance(data, dict):
             raise UserError(f"{where}: {fault or 'a line must be a JSON object'}")
         try:
@@ -66,4 +69,12 @@ def export_dialogues(source: Path, out: Path) -> Exported:
 def _path(path: str | None, source: Path, out: Path, where: str) -> str:
     if path is None:
         raise UserError(f"{where}: a clip without a file cannot be named in a dialogue")
-    return os.path.relpath(source.parent / Path(path).expanduser(), out.parent)
+    clip = os.path.join(source.parent, at_home(path))
+    if not os.path.isfile(clip):
+        raise UserError(f"{where}: {brief(path)}: no such file; paths are relative to the folder of {brief(source)}")
+    if same_file(out, clip):
+        raise UserError(f"{where}: {brief(out)} is its clip; write the dialogues to another file")
+    try:
+        return path_from(out.parent, clip)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

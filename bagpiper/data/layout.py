@@ -18,7 +18,7 @@ from bagpiper.draws import uniform
 from bagpiper.encoders.configs import EncoderConfig
 from bagpiper.errors import UserError
 from bagpiper.language.conversation import Template, TokenGrid, drop_condition
-from bagpiper.recipe.settings import Resampler
+from bagpiper.recipe.settings import Channel, Resampler
 
 
 class BadExample(UserError):  # noqa: N818
@@ -79,21 +79,30 @@ class Layout:
         adaptor: AdaptorConfig,
         codec: CodecConfig,
         cache: CodeCache,
+        max_positions: int | None = None,
     ) -> None:
         """Prepare to lay out.
 
         Args:
             template: of the model.
             encoder, adaptor, codec: promises.
-            cache: holds the codes of spoken clips; heard clips are resampled as these were.
+            cache: holds the codes of spoken clips; heard clips are read as these were.
+            max_positions: of the LLM; None where there is no limit.
         """
         self.encoder, self.adaptor, self.codec = encoder, adaptor, codec
         self.resampler: Resampler = cache.resampler
+        self.channel: Channel = cache.channel
         self.audio_start = template.vocabulary.audio_start
         self._cache = cache
+        self._max_positions = max_positions
         self._encode = template.encode_text
         self._tokens: dict[str, array[int]] = {}
         self._template = replace(template, encode_text=self._tokens.__getitem__)
+
+    @property
+    def reading(self) -> str:
+        """How clips are read, for fingerprints; those of older runs do not name the channel, which was the first."""
+        return self.resampler if self.channel == "first" else f"{self.resampler} {self.channel}"
 
     def measure(self, example: Example, max_rows: int) -> Measured:
         """Rows of an example, from headers and text alone.
@@ -122,6 +131,12 @@ class Layout:
             else:
                 states[index] = self._promise(example, index, "encoder", self.encoder.sample_rate)
         rows = self._template.length(example.conversation, text_lengths=lengths, frames=frames, states=states)
+        if self._max_positions is not None and rows > self._max_positions:
+            raise BadExample(
+                "more rows than positions",
+                f"{example.where}: {rows} rows, but the LLM has {self._max_positions} positions; shorten it, or take "
+                "an LLM with more (llm.config.max_position_embeddings of one made from nothing)",
+            )
         if rows > max_rows:
             text = sum(lengths.values())
             raise BadExample(
@@ -187,12 +202,12 @@ class Layout:
         if codes.shape != expected:
             raise UserError(
                 f"{measured.example.where}: cached codes of {clip.path} have shape {codes.shape}, the codec promises "
-                f"{expected}; remove the cache folder and start again with --resume"
+                f"{expected}; remove the cache folder and start again, with --resume if there is a checkpoint"
             )
         return codes
 
     def _wave(self, clip: ClipInfo) -> NDArray[np.float32]:
-        wave = read_clip(clip.path, self.encoder.sample_rate, resampler=self.resampler)
+        wave = read_clip(clip.path, self.encoder.sample_rate, resampler=self.resampler, channel=self.channel)
         expected = clip.samples_at(self.encoder.sample_rate)
         if len(wave) != expected:
             raise UserError(

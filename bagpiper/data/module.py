@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,11 @@ from bagpiper.data.packing import PackStream, fill_of, plan_epoch
 from bagpiper.errors import UserError
 from bagpiper.language.conversation import Message
 from bagpiper.recipe.settings import DataSettings
+
+FINGERPRINT_VERSION = 2
+"""Of the data, in checkpoints; the first had neither texts nor roles and loss flags, and no version."""
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _VALID_SEED = 0
 """Validation packs are the same in every run, whatever its seed."""
@@ -118,24 +124,46 @@ class PackDataModule(LightningDataModule):
             "world": self.world,
             "starts": self._stream.starts,
             "fingerprint": self._fingerprint,
+            "fingerprint_version": FINGERPRINT_VERSION,
+            "valid_fingerprint": self._valid_fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint stands.
 
-        With another number of ranks the stream goes on at the same pack, rounded down to a whole micro-batch.
+        With another number of ranks the stream goes on at the same pack, rounded down to a whole micro-batch; that is
+        told. Validation examples may be others, for nothing is trained on them; that is told too, because losses from
+        here on do not compare with those before.
 
         Raises:
             UserError: the examples, their order, the budget or the seed are not those of the checkpoint.
         """
-        if state["fingerprint"] != self._fingerprint:
+        # checkpoints of before have the first version's alone
+        known = self._fingerprint if "fingerprint_version" in state else self._first_fingerprint()
+        if state["fingerprint"] != known:
             raise UserError(
-                "the training data is not that of the checkpoint (examples, clips, weights, token_budget, resampler "
-                "or seed differ), so the run cannot go on exactly; restore the data, or start a new run from its "
-                "model/ folder"
+                "the training data is not that of the checkpoint (examples, their texts, roles, loss flags or clips, "
+                "weights, token_budget, resampler, channel or seed differ), so the run cannot go on exactly; restore "
+                "the data, or start a new run with start_from=<this run folder> and another run_dir"
             )
         self._stream = self._make_stream(starts=state["starts"])
         self.position = state["position"] * state["world"] // self.world
+        if self.rank == 0:
+            self._tell_changes(state)
+
+    def _tell_changes(self, state: dict[str, Any]) -> None:
+        """What is not as it was when the checkpoint was written, and is allowed."""
+        if state["world"] != self.world:
+            again = state["position"] * state["world"] - self.position * self.world
+            self._tell(
+                f"ranks: {self.world} instead of {state['world']}; packs in a step: {self.world * self.accumulate} "
+                f"instead of {state['world'] * self.accumulate}"
+                + (f"; packs of the last step that are trained on once more: {again}" if again else "")
+            )
+        if state.get("valid_fingerprint", self._valid_fingerprint) != self._valid_fingerprint:
+            self._tell(
+                "the validation examples are not those of before: losses on them do not compare with earlier ones"
+            )
 
     def train_dataloader(self) -> _EndlessLoader:
         """The training stream from ``position`` on: an iterable without length and, on purpose, without state."""
@@ -241,12 +269,40 @@ class PackDataModule(LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Hash of what the stream follows from; once, for it takes a second per million examples."""
-        digest = hashlib.sha256(f"{self._stream.fingerprint()} {self.layout.resampler}".encode())
+        """Hash of all in the data that steps follow from; once, for it takes 5 s per million examples."""
+        return self._hash(self._stream.fingerprint(), self._train)
+
+    @cached_property
+    def _valid_fingerprint(self) -> str:
+        return self._hash(f"{self.settings.token_budget}", self._valid)
+
+    def _hash(self, plan: str, items: Iterable[Measured]) -> str:
+        digest = hashlib.sha256(f"{plan} {self.layout.reading}\n".encode())
+        for item in items:
+            digest.update(_contents(item.example))
+        return digest.hexdigest()
+
+    def _first_fingerprint(self) -> str:
+        """As the first checkpoints have it, which knew texts by their length alone."""
+        digest = hashlib.sha256(f"{self._stream.fingerprint()} {self.layout.reading}".encode())
         for item in self._train:
             clips = [clip.sha256 for clip in item.example.clips.values()]
             digest.update(repr((item.example.conversation.id, clips)).encode())
         return digest.hexdigest()
+
+
+def _contents(example: Example) -> bytes:
+    """All of an example that a step can follow from, the same with every release of Python."""
+    messages = [
+        (
+            message.role,
+            message.modality,
+            message.loss,
+            message.text if message.modality == "text" else example.clips[index].sha256,
+        )
+        for index, message in enumerate(example.conversation.messages)
+    ]
+    return _to_json((example.conversation.id, messages)).encode()
 
 
 class _EndlessLoader:

@@ -7,11 +7,13 @@ that text compressed with zstd (spec sections 2.4 and 6.5).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bagpiper.errors import UserError
+from bagpiper.data.lines import parse
+from bagpiper.errors import UserError, brief, shown
 from bagpiper.files import replacing_file
 
 SUFFIX = ".parquet"
@@ -27,15 +29,16 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         UserError: pyarrow is missing, or the file is no Parquet file with a column ``messages``.
     """
     parquet = _library()
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a Parquet file (relative to the working folder)")
+    if not os.path.isfile(path):
+        raise UserError(f"{brief(path)}: no such file; name a Parquet file (relative to the working folder)")
     try:
         file = parquet.ParquetFile(path)
     except Exception as error:  # pyarrow has an exception for every layer
-        raise UserError(f"{path}: not a readable Parquet file ({error}); fetch it again") from None
+        raise UserError(f"{brief(path)}: not a readable Parquet file ({brief(error)}); fetch it again") from None
     columns = file.schema_arrow.names
     if "messages" not in columns:
-        raise UserError(f"{path}: has no column 'messages', only {', '.join(columns)}; is it a file of dialogues?")
+        found = brief(", ".join(columns))
+        raise UserError(f"{brief(path)}: has no column 'messages', only {found}; is it a file of dialogues?")
     number = 0
     for batch in file.iter_batches(_BATCH):
         for entry in batch.to_pylist():
@@ -43,7 +46,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
             try:
                 messages = [_turn(turn) for turn in _plain(entry["messages"])]
             except (ValueError, TypeError, OSError) as error:
-                yield number, None, f"'messages' is no list of [role, modality, content] ({error})"
+                yield number, None, f"'messages' is no list of [role, modality, content] ({brief(error)})"
                 continue
             name = next((entry[key] for key in IDS if entry.get(key) is not None), None)
             rest = {key: value for key, value in entry.items() if key not in (*IDS, "messages") and _is_json(value)}
@@ -87,7 +90,7 @@ def _plain(value: Any) -> Any:
     """Messages as a list, whatever the column holds."""
     if isinstance(value, bytes):
         value = _decompressed(value).decode()
-    return json.loads(value) if isinstance(value, str) else value
+    return parse(value) if isinstance(value, str) else value
 
 
 def _decompressed(value: bytes) -> bytes:
@@ -104,7 +107,7 @@ def _turn(turn: Any) -> list[Any]:
     if isinstance(turn, Mapping):
         return [turn.get("role"), turn.get("modality"), turn.get("content")]
     if not isinstance(turn, list):
-        raise ValueError(f"found {turn!r:.60}")
+        raise ValueError(f"found {shown(turn)}")
     return turn
 
 

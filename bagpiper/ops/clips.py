@@ -2,6 +2,7 @@
 
 Frames of all clips are laid end to end without padding between them, so nothing is computed for padding, and since
 every row of a matrix product depends on its own row of the input alone, a clip (or a NaN in it) never reaches another.
+Only the number of all rows does: products of other shapes may round otherwise.
 """
 
 from __future__ import annotations

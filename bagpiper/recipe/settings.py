@@ -16,6 +16,9 @@ RECIPE_VERSION = 1
 Resampler = Literal["soxr", "official"]
 """How clips come to another sample rate, see ``bagpiper.data.audio.resample``."""
 
+Channel = Literal["first", "mean", "loudest"]
+"""What becomes of clips of several channels, see ``bagpiper.data.sound.ChannelMix``."""
+
 
 @dataclass
 class ModelSettings:
@@ -89,12 +92,14 @@ class DataSettings:
         max_seconds: longest clip allowed.
         cfg_dropout: probability that a training example of speech out loses its condition (spec section 4.5).
         frame_dropout: probability that a frame of target audio is hidden from the model's own input, at the start of
-            training; it falls to 0 over the run. What comes next must then be found in the caption rather than copied
-            from the frame before.
+            training; it falls to 0 where the schedule ends (``optimizer.decay_end_step``). What comes next must then
+            be found in the caption rather than copied from the frame before.
         loss_region: what is trained on in a conversation.
         workers: threads that read and lay out packs ahead of the training step.
         cache: folder of codec codes; null means ``<run_dir>/cache``.
         resampler: of clips at other rates: ``soxr``, or the official code's windowed sinc (``official``).
+        channel: of clips that have several: the ``first``, as in the official code, the ``mean`` of all, or the
+            ``loudest`` (over the whole clip).
     """
 
     sources: list[SourceSettings] = field(default_factory=list)
@@ -110,6 +115,7 @@ class DataSettings:
     workers: int = 2
     cache: str | None = None
     resampler: Resampler = "soxr"
+    channel: Channel = "first"
 
 
 @dataclass
@@ -138,7 +144,8 @@ class OptimizerSettings:
         matrix_lr: peak learning rate of Muon.
         warmup_steps: steps of the linear warm-up; the first step has learning rate 0 as in the official code.
         min_lr_ratio: floor as a share of the peak.
-        decay_end_step: step that reaches the floor; null means ``trainer.max_steps``.
+        decay_end_step: step that reaches the floor, and from which on no frame is hidden (``data.frame_dropout``); null
+            means ``trainer.max_steps``, which a resumed run then cannot change.
         weight_decay: on every trained tensor but the embedding rows.
         clip_norm: global gradient norm; 0 switches clipping off.
     """
@@ -217,7 +224,8 @@ class TrackingSettings:
 
     Attributes:
         enabled: write metrics, pictures, sounds and the recipe to MLflow.
-        uri: tracking server; null means the SQLite file ``<run_dir>/mlflow.db``.
+        uri: tracking server; null means the SQLite file ``<run_dir>/mlflow.db``. A user and password in it are kept in
+            no file: a resumed run is given them again, or takes those of MLFLOW_TRACKING_USERNAME and _PASSWORD.
         experiment: experiment name.
         run_name: null means the recipe's name.
     """
@@ -265,6 +273,7 @@ class GenerationSettings:
         system_prompt: put before every request that has no system message of its own, or null.
         render_prompt: takes the place of ``system_prompt`` where a sound is asked for, or null.
         resampler: of clips in requests; null means ``data.resampler`` in a recipe, soxr for a model without one.
+        channel: of clips in requests; null means ``data.channel`` in a recipe, first for a model without one.
     """
 
     text: DecodeSettings = field(default_factory=DecodeSettings)
@@ -281,6 +290,7 @@ class GenerationSettings:
     system_prompt: str | None = None
     render_prompt: str | None = None
     resampler: Resampler | None = None
+    channel: Channel | None = None
 
 
 @dataclass
@@ -360,5 +370,13 @@ class Recipe:
 
     @property
     def sampling(self) -> GenerationSettings:
-        """``generation``, with what is null there and stands in another section."""
-        return replace(self.generation, resampler=self.generation.resampler or self.data.resampler)
+        """``generation``, with what is null there and stands in another section.
+
+        The first channel stays null, so that a run that starts from the model may choose by ``data.channel``.
+        """
+        chosen = None if self.data.channel == "first" else self.data.channel
+        return replace(
+            self.generation,
+            resampler=self.generation.resampler or self.data.resampler,
+            channel=self.generation.channel or chosen,
+        )

@@ -110,11 +110,12 @@ def test_streamed_wav_header_is_not_taken_for_truncation(tmp_path: Path) -> None
 def test_formats_are_read_by_content_whatever_their_name(
     kind: str, subtype: str | None, tolerance: float, tmp_path: Path
 ) -> None:
-    path = tmp_path / "mislabelled.mp3"
-    path.write_bytes(encoded(TONE, kind, subtype=subtype))
-    wave = read_clip(path, 16000)
-    assert wave.dtype == np.float32 and wave.shape == TONE.shape
-    assert np.abs(wave - TONE).max() <= tolerance
+    for name in ("mislabelled.mp3", "mislabelled.raw", "mislabelled"):
+        path = tmp_path / name
+        path.write_bytes(encoded(TONE, kind, subtype=subtype))
+        wave = read_clip(path, 16000)
+        assert wave.dtype == np.float32 and wave.shape == TONE.shape
+        assert np.abs(wave - TONE).max() <= tolerance
 
 
 @pytest.mark.parametrize("kind", ["MP3", "OGG", "FLAC", "AIFF", "AU", "W64", "CAF", "RF64"])

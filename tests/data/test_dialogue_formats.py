@@ -43,6 +43,20 @@ def test_there_and_back(folder, ending):
     assert conversations(folder / "again.jsonl") == conversations(folder / "mine.jsonl")
 
 
+def test_exported_paths_lead_to_the_clips_across_links_or_nothing_is_written(folder):
+    import_dialogues(folder / "rows.jsonl", folder / "mine.jsonl")
+    (folder / "far" / "away").mkdir(parents=True)
+    (folder / "near").symlink_to("far/away")
+    export_dialogues(folder / "mine.jsonl", folder / "near" / "rows.jsonl")
+    assert import_dialogues(folder / "near" / "rows.jsonl", folder / "again.jsonl").train == 2
+    with pytest.raises(UserError, match="is its clip; write the dialogues to another file"):
+        export_dialogues(folder / "mine.jsonl", folder / "near" / ".." / ".." / "a.wav")
+    (folder / "a.wav").unlink()
+    with pytest.raises(UserError, match="mine.jsonl:1: a.wav: no such file"):
+        export_dialogues(folder / "mine.jsonl", folder / "never.jsonl")
+    assert not (folder / "never.jsonl").exists()
+
+
 @pytest.mark.parametrize("form", ["lists", "structs", "text", "zstd"])
 def test_every_form_of_messages_in_parquet(folder, form):
     pyarrow = pytest.importorskip("pyarrow")

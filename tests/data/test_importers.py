@@ -60,6 +60,12 @@ BAD_PAIRS = {
     "not an object": ("3", "must be a JSON object"),
     "no audio": ('{"caption": "x"}', "belongs under 'audio'"),
     "audio is gone": ('{"audio": "gone.wav", "caption": "x"}', "gone.wav: no such file"),
+    "inline audio": ('{"audio": {"bytes": "UklGRg==", "path": null}, "caption": "x"}', "audio inside a line"),
+    "a data URI": ('{"audio": "data:audio/wav;base64,UklGRg==", "caption": "x"}', "audio inside a line"),
+    "an address": ('{"audio": "https://host/a.wav", "caption": "x"}', "at an address, cannot be read yet"),
+    "5,000 digits": ('{"audio": "a.wav", "caption": ' + "1" * 5000 + "}", "(5,002 characters) is too large"),
+    "a flood": ('{"audio": "a.wav", "caption": [' + "1, " * 50000 + "1]}", "(150,003 characters)"),
+    "another user's home": ('{"audio": "~nobody-here/a.wav", "caption": "x"}', "~nobody-here/a.wav: no such file"),
     "no text": ('{"audio": "a.wav"}', "no text under 'text'"),
     "blank caption": ('{"audio": "a.wav", "caption": " "}', "no text under 'caption'"),
     "repeated id": ('{"id": "good", "audio": "a.wav", "caption": "x"}', "used in line 1"),
@@ -76,6 +82,29 @@ def test_bad_row_is_reported_with_its_line_and_the_others_are_written(case: str,
     assert (imported.lines, imported.train) == (2, 2)
     (fault,) = imported.faults
     assert f"{folder.path}/train.jsonl:2: " in fault and words in fault
+    assert len(fault) < 400 and fault.isprintable()
+
+
+def test_a_clip_that_cannot_be_measured_is_a_fault_of_its_line(folder: Any) -> None:
+    folder.clip("a.wav")
+    (folder.path / "text.wav").write_text("no audio at all")
+    folder.manifest([{"audio": name, "caption": "x"} for name in ("a.wav", "text.wav")])
+    imported = import_pairs(folder.path / "train.jsonl", folder.path / "out.jsonl", max_seconds=1)
+    assert imported.train == 2 and f"{folder.path}/train.jsonl:2: " in imported.faults[0]
+
+
+def test_paths_lead_to_the_clips_across_links(folder: Any) -> None:
+    """The manifest, the clips and the new file each lie behind a link; ``..`` then leads elsewhere than it reads."""
+    home = folder.path
+    folder.clip("data/audio/a.wav")
+    (home / "data" / "set").mkdir()
+    (home / "far" / "away").mkdir(parents=True)
+    (home / "near").symlink_to("far/away")
+    (home / "linked").symlink_to("data/set")
+    folder.manifest([{"audio": "../audio/a.wav", "caption": "x"}], "data/set/m.jsonl")
+    for out in (home / "near" / "out.jsonl", home / "near" / "new" / "out.jsonl", home / "linked" / "out.jsonl"):
+        import_pairs(home / "linked" / "m.jsonl", out)
+        assert len(folder.read(SourceSettings(path=str(out)))) == 2
 
 
 def test_longer_clips_are_left_out_counted_and_move_no_other_line(folder: Any) -> None:
@@ -105,16 +134,15 @@ def test_nothing_imported_is_an_error(folder: Any) -> None:
 def test_the_manifest_is_not_overwritten_and_the_share_is_checked(folder: Any) -> None:
     folder.clip("a.wav")
     source = Path(folder.manifest([{"audio": "a.wav", "caption": "x"}]).path)
-    with pytest.raises(UserError, match="this is the manifest itself"):
+    with pytest.raises(UserError, match="this would replace the manifest itself"):
         import_pairs(source, source)
     with pytest.raises(UserError, match="less than 1"):
         import_pairs(source, folder.path / "out.jsonl", valid_share=1.0)
 
 
 def test_split_is_by_hash_keeps_clips_together_and_is_stable(folder: Any) -> None:
-    folder.clip("a.wav")
     for number in range(60):
-        (folder.path / f"{number}.wav").hardlink_to(folder.path / "a.wav")
+        folder.clip(f"{number}.wav", np.full(80, number / 60, np.float32))
     rows = [{"id": f"{n}-{k}", "audio": f"{n}.wav", "caption": f"{k}"} for n in range(60) for k in range(2)]
     manifest, out = folder.path / "train.jsonl", folder.path / "out.jsonl"
 

@@ -11,8 +11,8 @@ import pytest
 
 from bagpiper.data import examples as examples_room
 from bagpiper.data.audio import inspect_clip
-from bagpiper.data.examples import distinct_clips
-from bagpiper.data.ledger import Ledger
+from bagpiper.data.examples import count_shared, distinct_clips
+from bagpiper.data.ledger import READ, Ledger
 from bagpiper.errors import UserError
 from bagpiper.recipe.settings import SourceSettings
 
@@ -30,7 +30,7 @@ BAD_LINES: dict[str, tuple[str, str]] = {
     "a pair": ('{"audio": "good.wav", "caption": "a tone"}', "bagpiper data import-pairs"),
     "a row of ESPnet": ('{"messages": [["user", "text", "hi"]]}', "bagpiper data import-dialogues"),
     "half a surrogate": ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "surrogate"),
-    "deeply nested": ("[" * 100000, "not"),
+    "deeply nested": ("[" * 100000, "nested more than 100 deep"),
     "missing clip": (
         '{"messages": [{"role": "user", "content": [{"type": "audio", "audio": "gone.wav"}]}]}',
         "gone.wav: no such file",
@@ -39,6 +39,15 @@ BAD_LINES: dict[str, tuple[str, str]] = {
     "bad clip": (
         '{"messages": [{"role": "user", "content": [{"type": "audio", "audio": "text.wav"}]}]}',
         "not an audio file",
+    ),
+    "5,000 digits": ('{"phone": ' + "1" * 5000 + ', "messages": []}', "(5,002 characters) is too large"),
+    "inline audio": (
+        '{"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "QUJD"}}]}]}',
+        "audio inside a line",
+    ),
+    "a name that no file has": (
+        json.dumps({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "x" * 4000}]}]}),
+        "cannot be read (File name too long)",
     ),
     "repeated id": ('{"id": "first", "messages": [{"role": "assistant", "content": "hi"}]}', "was used in line 1"),
 }
@@ -54,7 +63,7 @@ def test_bad_line_is_named_by_file_and_line(case: str, folder: Any) -> None:
         folder.read(source)
     message = str(caught.value)
     assert f"{folder.path}/train.jsonl:3" in message and words in message
-    assert "data.on_bad_example=skip" in message
+    assert "data.on_bad_example=skip" in message and "\n" not in message, "one fault, one line"
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
@@ -179,6 +188,46 @@ def test_distinct_clips_by_content(folder: Any, rows: Any) -> None:
     assert [Path(clip.path).name for clip in distinct_clips(examples, spoken=False)] == ["c.wav", "a.wav"]
 
 
+def test_one_clip_under_several_names_is_inspected_and_counted_once(
+    folder: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.clip("a.wav", np.zeros((8000, 2), dtype=np.float32))
+    (folder.path / "b.wav").symlink_to("a.wav")
+    inspected = []
+    monkeypatch.setattr(
+        examples_room, "inspect_clip", lambda path, limit: inspected.append(path) or inspect_clip(path, limit)
+    )
+    ledger, cache = Ledger(), folder.path / "clips.json"
+    folder.read(folder.manifest([rows["heard"]("a", "a.wav")]), clip_cache=cache)
+    source = folder.manifest([rows["heard"](name, name) for name in ("a.wav", "b.wav", f"../{folder.path.name}/a.wav")])
+    folder.read(source, clip_cache=cache, ledger=ledger)
+    assert len(inspected) == 1
+    assert ledger.as_metrics()["train/first_channel_only"] == 1
+
+
+def test_what_is_in_the_data_twice_is_told_by_content_whatever_it_is_called(folder: Any, rows: Any) -> None:
+    folder.clip("a.wav")
+    folder.clip("copy.wav")
+    folder.clip("other.wav", np.zeros(8000, dtype=np.float32))
+    heard, ledger = rows["heard"], Ledger()
+    train = folder.manifest([heard("1", "a.wav"), heard("2", "copy.wav"), heard("3", "a.wav", "another text")])
+    valid = folder.manifest(
+        [heard("x", "copy.wav"), heard("y", "copy.wav", "a third text"), heard("z", "other.wav")], "valid.jsonl"
+    )
+    count_shared(folder.read(train, ledger=ledger), folder.read(valid, ledger=ledger), ledger)
+    trained, held_out = ledger.summary().splitlines()
+    assert trained.endswith("3 used; 1 training examples are there twice or more")
+    assert held_out.endswith(
+        "3 used; 1 validation examples are trained on too; 1 other validation examples hold clips that are trained on"
+    )
+    metrics = ledger.as_metrics()
+    assert (metrics["train/seen_twice"], metrics["valid/trained_on_too"], metrics["valid/clip_trained_on_too"]) == (
+        1,
+        1,
+        1,
+    )
+
+
 def test_unwritable_cache_folder_names_the_way_out(folder: Any, rows: Any) -> None:
     folder.clip("a.wav")
     (folder.path / "blocked").write_text("a file where a folder should be")
@@ -187,10 +236,31 @@ def test_unwritable_cache_folder_names_the_way_out(folder: Any, rows: Any) -> No
         folder.read(source, clip_cache=folder.path / "blocked" / "clips.json")
 
 
-def test_metric_names_fit_mlflow() -> None:
+def test_metric_names_fit_mlflow_and_no_two_sources_share_a_count() -> None:
     ledger = Ledger()
     ledger.skip("a b/c:d", "audio: not audio", "x")
     assert "a_b_c_d/skipped_audio_not_audio" in ledger.as_metrics()
+    for number, source in enumerate(["a_b_c_d", "a b c d", "训练", "测试", "тест"], start=1):
+        ledger.count(source, READ, number)
+    assert {name: value for name, value in ledger.as_metrics().items() if name.endswith("/read")} == {
+        "a_b_c_d/read": 1,
+        "a_b_c_d-2/read": 2,
+        "训练/read": 3,
+        "测试/read": 4,
+        "тест/read": 5,
+    }
+
+
+def test_sources_of_the_same_name_are_told_apart(folder: Any) -> None:
+    """Training and validation files are often called alike; they once shared their counts."""
+    line, ledger = {"id": "x", "messages": [ASSISTANT]}, Ledger()
+    (folder.path / "b").mkdir()
+    first, second = folder.manifest([line]), folder.manifest([line], "b/train.jsonl")
+    folder.read(first, ledger=ledger)
+    folder.read(second, ledger=ledger)
+    folder.read(second, first, ledger=ledger)
+    assert ledger.sources == ["train", second.path, f"{second.path} (2)", first.path]
+    assert [value for name, value in ledger.as_metrics().items() if name.endswith("/read")] == [1, 1, 1, 1]
 
 
 def test_every_left_out_example_is_counted_even_if_not_shown() -> None:

@@ -1,0 +1,1 @@
+"""What audio files hold by their own bytes, whatever their headers and libsndfile say."""
