@@ -14,19 +14,20 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bagpiper.errors import UserError
+from bagpiper.data.sound import rate_of, samples_of
+from bagpiper.errors import UserError, shown
 from bagpiper.inference.answerer import LoadedModel, Request
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer
 from bagpiper.interop.system_prompt import missing_prompt
 from bagpiper.language.conversation import Clip, Conversation, Message, Modality
 from bagpiper.recipe.model_config import find_model, read_config
-from bagpiper.recipe.settings import GenerationSettings
+from bagpiper.recipe.settings import Channel, GenerationSettings
 from bagpiper.weights.model_folder import generation_of, load_model, lora_of, read_provenance
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 Sound: TypeAlias = tuple[NDArray[np.float32], int]
 """Samples ``[N]`` and their rate in Hz."""
-ClipLike: TypeAlias = str | Path | Sound | Clip
-"""A file, samples with their rate, or a clip of a conversation."""
+ClipLike: TypeAlias = str | Path | tuple[Any, Any] | Clip
+"""A file, samples with their rate (see ``bagpiper.data.sound.samples_of``), or a clip of a conversation."""
 
 SEED = 42
-"""The official seed; it is the same for every answer, so an answer does not depend on how many others are asked for."""
+"""The official seed; it is the same for every answer, however many are asked for."""
 
 
 class Pipeline:
@@ -80,7 +81,8 @@ class Pipeline:
 
         Args:
             clip: one clip, or a list of clips that are heard together.
-            options: ``temperature``, ``top_k``, ``cfg``, ``max_rows``, ``seed``.
+            options: ``temperature``, ``top_k``, ``cfg``, ``max_rows``, ``seed``; ``channel``: ``first``, ``mean`` or
+                ``loudest`` of clips that have several, by default as the model says.
 
         Returns:
             a caption, or one for each clip.
@@ -147,36 +149,48 @@ class Pipeline:
             plan: modalities of the answers' segments; without one the model chooses.
             seed: of every answer.
             options: ``temperature``, ``top_k``, ``cfg``, ``max_rows``, ``max_seconds`` of the plan's last modality
-                (``max_seconds`` for audio only).
+                (``max_seconds`` for audio only); ``channel`` of clips in the requests.
         """
         settings = self._settings(plan[-1] if plan else None, options)
         asked = [
-            Request(Conversation(f"request {n}", tuple(messages)), seed, tuple(plan or ()))
+            Request(Conversation(f"request {n}", tuple(map(_with_samples, messages))), seed, tuple(plan or ()))
             for n, messages in enumerate(requests, start=1)
         ]
         answers = self._answerer.answer(asked, settings)
-        _tell_cuts(answers, settings)
+        _tell_cuts(answers, settings, self.model.llm.max_positions)
         return answers
 
     def _settings(self, modality: Modality | None, options: dict[str, Any]) -> GenerationSettings:
         given = {name: value for name, value in options.items() if value is not None}
+        generation = self.generation
+        if "channel" in given:
+            generation = replace(generation, channel=_channel(given.pop("channel")))
         if not given:
-            return self.generation
+            return generation
         allowed = ["temperature", "top_k", "cfg", "max_rows", *(["max_seconds"] if modality == "audio" else [])]
         unknown = sorted(set(given) - set(allowed))
         if unknown or modality is None:
-            raise UserError(f"unknown option {', '.join(unknown or given)}; allowed: {', '.join(allowed)}, seed")
+            listed = ", ".join([*allowed, "seed", "channel"])
+            raise UserError(f"unknown option {', '.join(unknown or given)}; allowed: {listed}")
         if "max_seconds" in given:
             given["max_rows"] = self._answerer.rows_of_audio(given.pop("max_seconds"))
         if modality == "text":
-            return replace(self.generation, text=replace(self.generation.text, **given))
-        return replace(self.generation, audio=replace(self.generation.audio, **given))
+            return replace(generation, text=replace(generation.text, **given))
+        return replace(generation, audio=replace(generation.audio, **given))
 
 
-def _tell_cuts(answers: Sequence[Answer], settings: GenerationSettings) -> None:
+def _tell_cuts(answers: Sequence[Answer], settings: GenerationSettings, positions: int | None) -> None:
     """Warn of answers that the model would have gone on with."""
+    stops = [{(segment.modality, segment.stop) for segment in answer.segments} for answer in answers]
+    full = sum(any(stop == "positions" for _, stop in own) for own in stops)
+    if full:
+        warnings.warn(
+            f"{full} of {len(answers)} answers ended where the LLM has no position left (it has {positions}), before "
+            "the model ended them; shorten the requests",
+            stacklevel=3,
+        )
     for modality, limit in (("text", settings.text.max_rows), ("audio", settings.audio.max_rows)):
-        count = sum(modality in answer.cut for answer in answers)
+        count = sum((modality, "max_rows") in own for own in stops)
         if count:
             warnings.warn(
                 f"{modality} of {count} of {len(answers)} answers stopped at the limit of {limit} rows, before the "
@@ -185,14 +199,36 @@ def _tell_cuts(answers: Sequence[Answer], settings: GenerationSettings) -> None:
             )
 
 
+def _channel(value: Any) -> Channel:
+    """An option of that name."""
+    if value not in get_args(Channel):
+        raise UserError(f"channel {shown(value)}; allowed: {', '.join(get_args(Channel))}")
+    return cast(Channel, value)
+
+
+def _with_samples(message: Message) -> Message:
+    """A message whose samples, if it has some, are floats from -1 to 1."""
+    return replace(message, content=as_clip(message.clip)) if message.modality == "audio" else message
+
+
 def as_clip(clip: ClipLike) -> Clip:
-    """A clip of a conversation."""
-    if isinstance(clip, Clip):
-        return clip
+    """A clip of a conversation, its samples as floats from -1 to 1.
+
+    Raises:
+        UserError: samples or sample rate are none.
+    """
     if isinstance(clip, str | Path):
         return Clip(path=str(clip))
+    if isinstance(clip, Clip):
+        if clip.path is not None:
+            return clip
+        clip = (clip.samples, clip.sample_rate)
+    if not isinstance(clip, tuple) or len(clip) != 2:
+        raise UserError(f"a clip is a file or (samples, sample_rate), got {shown(clip)}")
     samples, sample_rate = clip
-    return Clip(samples=np.asarray(samples, dtype=np.float32), sample_rate=int(sample_rate))
+    if np.isscalar(samples) and not np.isscalar(sample_rate):
+        raise UserError("a clip is (samples, sample_rate), in this order; the other order was given")
+    return Clip(samples=samples_of(samples), sample_rate=rate_of(sample_rate))
 
 
 def load(run: str | Path, device: str = "auto") -> Pipeline:
@@ -230,9 +266,12 @@ def ask(run: str | Path, clip: ClipLike, question: str, *, device: str = "auto",
 
 def evaluate(run: str | Path, **options: Any) -> dict[str, Any]:
     """Measure what a run's model can do, and write ``eval.json``; see ``bagpiper.evaluation.probe.evaluate``."""
+    from bagpiper.evaluation.probe import FILE, TABLE
     from bagpiper.evaluation.probe import evaluate as evaluate_run
 
-    return evaluate_run(Path(run), **options)
+    result = evaluate_run(Path(run), **options)
+    _show_in_mlflow(Path(run), [FILE, TABLE], options.get("console"))
+    return result
 
 
 def parity(run: str | Path, *, device: str | None = None, console: Console | None = None) -> ParityReport:
@@ -249,6 +288,7 @@ def parity(run: str | Path, *, device: str | None = None, console: Console | Non
     from rich.console import Console
 
     from bagpiper.parity.compare import check_parity, choose_examples, first_of_each, write_report
+    from bagpiper.parity.report import FILE
     from bagpiper.recipe.load import load_recipe
     from bagpiper.training.assemble import build_layout
     from bagpiper.training.prepare import Examples, prepare_codes, prepare_examples
@@ -275,7 +315,21 @@ def parity(run: str | Path, *, device: str | None = None, console: Console | Non
     )
     write_report(report, folder)
     (console or Console()).print(report.table())
+    _show_in_mlflow(folder, [FILE], console)
     return report
+
+
+def _show_in_mlflow(folder: Path, names: Sequence[str], console: Console | None) -> None:
+    """Show files of a run folder beside its metrics, if it has a run in MLflow and that can be reached."""
+    from rich.console import Console
+
+    from bagpiper.console import say
+    from bagpiper.recipe.load import load_recipe
+    from bagpiper.tracking.mlflow_store import share_files
+
+    if (folder / "recipe.yaml").is_file():
+        tracking = load_recipe(str(folder), ready=False).tracking
+        share_files(folder, tracking, names, tell=lambda text: say(console or Console(), text, style="yellow"))
 
 
 def train(recipe: str | Path, callbacks: Sequence[Callback] = (), **overrides: Any) -> Path:

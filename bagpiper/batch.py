@@ -78,6 +78,12 @@ class Batch:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
+    def examples_of(self, rows: torch.Tensor) -> list[str]:
+        """Ids of the examples that hold ``rows`` (int64 ``[n]``), each once, in order; filling is no example."""
+        borders = self.spans.cu_seqlens.to(rows.device)
+        numbers = torch.bucketize(rows, borders[1:], right=True).unique().tolist()
+        return [self.keys[number] for number in numbers if number < len(self.keys)]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         moved = {

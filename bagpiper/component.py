@@ -78,7 +78,7 @@ class Component(LightningModule):
 
 
 class Encoder(Component):
-    """Waveform -> states; each clip's states do not depend on its batch mates."""
+    """Waveform -> states; each clip's states depend on its batch mates by rounding at most (1e-5 of the largest)."""
 
     def forward(self, waves: list[torch.Tensor]) -> list[torch.Tensor]:
         """Encode clips.
@@ -136,11 +136,13 @@ class Backbone(Component):
         width: hidden size.
         text_size: rows of the LLM's vocabulary matrices, which may exceed the tokenizer's length.
         tied: whether the LLM's input and output rows are one matrix.
+        max_positions: rows that an example may have; None where there is no limit.
     """
 
     width: int
     text_size: int
     tied: bool
+    max_positions: int | None = None
 
     @property
     def name(self) -> str:

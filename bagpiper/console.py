@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bagpiper.redact import redact
+
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """One line as it is: nothing highlighted, nothing taken for markup, not wrapped."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    """One line as it is: nothing highlighted, nothing taken for markup, not wrapped. Only secrets are masked."""
+    console.print(redact(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

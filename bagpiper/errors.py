@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend."""
+"""Errors that are the user's to mend, and how their messages quote what the user gave."""
 
 from __future__ import annotations
 
@@ -8,3 +8,45 @@ class UserError(ValueError):
 
     The command line prints the message alone and exits with 2; other exceptions keep their traceback and exit with 1.
     """
+
+
+class Diverged(Exception):  # noqa: N818
+    """Numbers of a training step that are not finite; the step was not taken.
+
+    The command line prints the message alone and exits with 1: nothing that the user gave is known to be wrong.
+    """
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """What stood in a user's file or call, as a message quotes it: one printable line, never a flood.
+
+    Args:
+        value: anything; text comes in quotes, control characters and halves of surrogate pairs as escapes.
+        limit: characters of its ``repr`` that are kept; what is longer loses its middle and says how long it was.
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers beyond 4,300 digits; lists in lists in lists
+        return f"a value of type {type(value).__name__}, too long to be shown"
+    if not text.isprintable():  # of an array, say: its repr has several lines
+        text = repr(text)
+    if len(text) <= limit:
+        return text
+    tail = limit // 4
+    return f"{text[: limit - tail]}...{text[-tail:]} ({len(text):,} characters)"
+
+
+def brief(text: object, limit: int = 300) -> str:
+    """A file's name, or what another library says, inside a message: as it is if that is short and printable.
+
+    Args:
+        text: is turned into text.
+        limit: characters from which on it is quoted and cut as by ``shown``.
+    """
+    words = str(text)
+    return words if len(words) <= limit and words.isprintable() else shown(words, limit)
+
+
+def printable(message: str) -> str:
+    """A message for a terminal: its line breaks stay, other control characters (of a file's name, say) are escaped."""
+    return "".join(part if part == "\n" or part.isprintable() else repr(part)[1:-1] for part in message)

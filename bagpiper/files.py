@@ -9,13 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief
 
 TEMPORARY = ".tmp-"
+
+
+def at_home(path: str) -> str:
+    """A path with a leading ``~`` written out; where that means nobody's home it stays as it is."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # ~ before a NUL, or before half a surrogate pair
+        return path
 
 
 def temporary_name(target: Path) -> Path:
@@ -107,12 +115,31 @@ def write_for_user(path: Path, data: bytes) -> None:
     Raises:
         UserError: the folder cannot be written or the disk is full; what was at ``path`` before is untouched.
     """
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: a crash at any instant leaves all old ones, all new ones, or the first alone.
+
+    Old beside new is never seen: once all are written under temporary names, the old files but the first are removed,
+    then the new ones take their names in order.
+
+    Args:
+        files: what they hold.
+
+    Raises:
+        UserError: a folder cannot be written or the disk is full; what was there before is untouched.
+    """
+    first, *others = files
     try:
-        with replacing_file(path, durable=False) as temporary:
-            temporary.write_bytes(data)
+        with ExitStack() as stack:
+            for path in reversed(list(files)):  # the stack is undone from its end
+                stack.enter_context(replacing_file(path, durable=False)).write_bytes(files[path])
+            for path in others:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder. "
+            f"{brief(first)}: cannot be written ({error.strerror or error}); free space or choose another folder. "
             "Files already written are kept."
         ) from error
 

@@ -10,6 +10,7 @@ from lightning import LightningModule
 
 from bagpiper.batch import Batch
 from bagpiper.component import Adaptor, Backbone, Codec, Component, Counted, Encoder, Head, Metrics, metrics_of
+from bagpiper.errors import Diverged
 from bagpiper.language.conversation import Template
 from bagpiper.language.patterns import get_pattern
 from bagpiper.language.vocabulary import Vocabulary
@@ -83,6 +84,11 @@ class Bagpiper(LightningModule):
             codebook_size=settings.codec.codebook_size,
             text_zero_is_pad=settings.text_zero_is_pad,
         )
+        if tokenizer.size > llm.text_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.size} ids, but the LLM '{llm.name}' only {llm.text_size} text rows: ids "
+                "beyond them would be those of codes; give the LLM the tokenizer that it was trained with"
+            )
         rows_in, rows_out = llm.take_text_rows()
         std = FROM_NOTHING_STD if rows_in is None and not llm.tied else INIT_STD
         self.input_rows = TokenRows(self.vocabulary, llm.width, rows_in, std)
@@ -97,7 +103,7 @@ class Bagpiper(LightningModule):
         self.frame_dropout = 0.0
         self.make_optimizer: Callable[[Bagpiper], Any] | None = None
         self.meter = Meter()
-        self._window_targets = 0
+        self._window: list[tuple[Batch, Loss]] = []
 
     @classmethod
     def build(
@@ -250,7 +256,7 @@ class Bagpiper(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The plain sum; ``on_before_optimizer_step`` divides the gradients."""
         loss = self(batch)
-        self._window_targets += batch.num_targets
+        self._window.append((batch, loss._replace(total=loss.total.detach())))
         self.meter.add(loss.metrics)
         return loss.total
 
@@ -264,22 +270,32 @@ class Bagpiper(LightningModule):
         Lightning has divided every micro-batch by ``accumulate_grad_batches`` and averaged over ranks; both are undone,
         so that one rank with N micro-batches equals N ranks with one, and a short last window counts as it should.
         """
-        targets = torch.tensor(float(self._window_targets), device=self.device)
-        self._window_targets = 0
+        targets = torch.tensor(float(sum(batch.num_targets for batch, _ in self._window)), device=self.device)
+        bad = torch.stack([~loss.total.isfinite() for _, loss in self._window]).sum()
+        sums = torch.stack([targets, bad.to(targets)])
         world = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(targets)
+            torch.distributed.all_reduce(sums)
             world = torch.distributed.get_world_size()
-        factor = self.trainer.accumulate_grad_batches * world / targets.clamp(min=1.0)
+        factor = self.trainer.accumulate_grad_batches * world / sums[0].clamp(min=1.0)
+        # a loss that is not finite makes every gradient NaN, on every rank, so that all of them stop at the norm
+        factor = torch.where(sums[1] > 0, torch.nan, factor)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip by the global norm (null: not at all); the norm before clipping is a metric."""
+        """Clip by the global norm (null: not at all); the norm before clipping is a metric.
+
+        Raises:
+            Diverged: the norm, or a loss of the step, is not finite; the step is not taken.
+        """
+        window, self._window = self._window, []
         gradients = [p for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(gradients, gradient_clip_val or float("inf"))
+        if not bool(norm.isfinite()):
+            raise Diverged(f"step {self.trainer.global_step + 1} is not taken: {_blame(window)}")
         self.meter.add({"gradient_norm": torch.stack([norm.detach().float(), torch.ones_like(norm)])})
 
     def configure_optimizers(self) -> Any:
@@ -293,3 +309,23 @@ def stream_weights(settings: ModelSettings) -> tuple[float, ...]:
     """Loss weight of each codebook: the recipe's, or 1/K so that a frame counts like a text token."""
     count = settings.codec.num_codebooks
     return tuple(settings.stream_weights) if settings.stream_weights else (1.0 / count,) * count
+
+
+def _blame(window: Sequence[tuple[Batch, Loss]]) -> str:
+    """What of a step is not finite, and in which examples."""
+    names: list[str] = []
+    for batch, loss in window:
+        rows = torch.cat([group.rows[~group.nll.isfinite()] for group in loss.counted.values()])
+        if len(rows):
+            names += batch.examples_of(rows)
+        elif not bool(loss.total.isfinite()):
+            names += batch.keys
+    if names:
+        return f"the loss of these examples is not finite: {_listed(names)}"
+    keys = [key for batch, _ in window for key in batch.keys]
+    return f"its gradient is not finite, though the losses on this rank are; its examples: {_listed(keys)}"
+
+
+def _listed(names: Sequence[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

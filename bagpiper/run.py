@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from bagpiper.callbacks.build import Context, RunCallbacks, build_callbacks
 from bagpiper.callbacks.checkpoint import Stopped
-from bagpiper.callbacks.listening import Heard, make_prompts
+from bagpiper.callbacks.listening import LISTENING, Heard, make_prompts
 from bagpiper.console import say
 from bagpiper.data.module import PackDataModule
-from bagpiper.evaluation.probe import evaluate
+from bagpiper.evaluation.probe import FILE as EVAL
+from bagpiper.evaluation.probe import TABLE, evaluate
 from bagpiper.model import Bagpiper
 from bagpiper.ops.precision import matmul_precision
+from bagpiper.parity.report import FILE as PARITY
 from bagpiper.parity.report import ParityReport
 from bagpiper.recipe.settings import Recipe
+from bagpiper.redact import redact_tree
 from bagpiper.tracking.json_lines import JsonLines
 from bagpiper.tracking.logger import SinkLogger
 from bagpiper.tracking.mlflow_store import MlflowStore, flatten
-from bagpiper.tracking.records import Record, Sink
+from bagpiper.tracking.records import Sink
 from bagpiper.training import run_folder
 from bagpiper.training.assemble import build_layout
-from bagpiper.training.begin import new_model, resumed_model
-from bagpiper.training.checkpoints import Checkpoint, StateFile, list_checkpoints, publish
+from bagpiper.training.begin import Beginning, begin, new_model
+from bagpiper.training.checkpoints import Checkpoint, list_checkpoints, publish, way_back
 from bagpiper.training.parallel import placement
 from bagpiper.training.prepare import Examples, prepare_codes, prepare_examples
 from bagpiper.training.process import is_main, quiet_lightning, threads
 from bagpiper.training.stages import count_parameters
+from bagpiper.training.trainer import build_trainer
 from bagpiper.weights.model_folder import write_model
 
 SHOWN = 3
 """Held-out examples of each direction that a finished run shows."""
+
+MIRRORED = (run_folder.RECIPE, run_folder.ENVIRONMENT, LISTENING, PARITY, EVAL, TABLE)
+"""What of the run folder MLflow shows beside the metrics."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,22 @@ def run(
         What the run leaves.
 
     Raises:
-        UserError: the folder, the data or the device do not allow it; nothing of an earlier run was changed.
+        UserError: the folder (another run or process has it), the data or the device do not allow it; nothing of an
+            earlier run was changed.
         Stopped: a signal came; a checkpoint is written, and ``resume=True`` continues.
+        Diverged: a loss or gradient is not finite; checkpoints are from before that step.
     """
     console = console or Console()
-    with threads(recipe.trainer.threads), quiet_lightning():
-        made = _make(recipe, resume, console, callbacks)
-        finished = _fit(made)
-    if recipe.eval.at_end and made.trainer.is_global_zero:
-        evaluate(made.folder, console=console)
-    return finished
+    with ExitStack() as held:
+        with threads(recipe.trainer.threads), quiet_lightning():
+            made = _make(recipe, resume, console, callbacks, held)
+        with _tracked(made):
+            with threads(recipe.trainer.threads), quiet_lightning():
+                heard = _fit(made)
+            if recipe.eval.at_end and made.trainer.is_global_zero:
+                evaluate(made.folder, console=console)
+    page = made.store.page() if made.store else None
+    return Finished(made.folder, heard, page, made.callbacks.parity.report)
 
 
 @dataclass(frozen=True)
@@ -103,18 +116,15 @@ class _Run:
     store: MlflowStore | None
 
 
-def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callback]) -> _Run:
+def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callback], held: ExitStack) -> _Run:
     folder, main = Path(recipe.run_folder), is_main()
     trainer_arguments = placement(recipe)
-    start = run_folder.check_start(folder, recipe, resume)
-    model = resumed_model(recipe, folder, start) if start else None
-    if main:
-        run_folder.write_records(folder, recipe)
+    begun = begin(recipe, folder, resume, console, held, is_main=main)
     examples = prepare_examples(recipe, folder, console)
+    model = begun.model
     if model is None:
         model = new_model(recipe, folder, examples, console, is_main=main)
-    store = _store(recipe, folder) if main and recipe.tracking.enabled else None
-    sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl"), *([store] if store else [])] if main else []
+    sinks: list[Sink] = [JsonLines(folder / run_folder.METRICS)] if main else []
     callbacks = build_callbacks(
         Context(
             recipe=recipe,
@@ -124,23 +134,52 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
             valid=examples.valid,
             save_model=lambda module, target: _save(module, target, recipe, folder),
             sinks=sinks,
-            publish=store.artifact if store else None,
+            still_ours=begun.still_ours,
+            counts=examples.ledger.as_metrics,
             extra=extra,
         )
     )
-    trainer = _trainer(recipe, trainer_arguments, callbacks, SinkLogger(sinks, folder), bool(examples.valid))
+    trainer = build_trainer(
+        recipe, trainer_arguments, callbacks.all, SinkLogger(sinks, folder), can_validate=bool(examples.valid)
+    )
     data = _data(recipe, folder, model, examples, trainer, console)
-    return _Run(recipe, folder, console, start, examples, model, trainer, callbacks, data, store)
+    store = _store(recipe, folder, console, begun) if main and recipe.tracking.enabled else None
+    return _Run(recipe, folder, console, begun.start, examples, model, trainer, callbacks, data, store)
 
 
-def _store(recipe: Recipe, folder: Path) -> MlflowStore:
+def _store(recipe: Recipe, folder: Path, console: Console, begun: Beginning) -> MlflowStore:
     git = run_folder.git_state(Path.cwd()) or {}
-    tags = {"mlflow.source.git.commit": git["commit"]} if git.get("commit") else {}
-    params = flatten(run_folder.as_dict(recipe))
-    store = MlflowStore(folder, recipe.tracking, run_name=recipe.name, params=params, tags=tags)
-    for name in (run_folder.RECIPE, run_folder.ENVIRONMENT):
-        store.artifact(folder / name)
-    return store
+    return MlflowStore(
+        folder,
+        recipe.tracking,
+        run_name=recipe.name,
+        params=flatten(run_folder.as_dict(recipe)),
+        tags={"mlflow.source.git.commit": git["commit"]} if git.get("commit") else {},
+        records=run_folder.METRICS,
+        shown=MIRRORED,
+        tell=lambda text: say(console, text, style="yellow"),
+        still_ours=begun.still_ours,
+    )
+
+
+@contextmanager
+def _tracked(made: _Run) -> Iterator[None]:
+    """Show the run in MLflow while the block runs, and then how it has ended."""
+    if made.store is None:
+        yield
+        return
+    made.store.start()
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        complaint = made.store.close(status)
+        if complaint:
+            say(made.console, complaint, style="yellow")
 
 
 def _save(module: LightningModule, target: Path, recipe: Recipe, folder: Path) -> None:
@@ -151,39 +190,8 @@ def _save(module: LightningModule, target: Path, recipe: Recipe, folder: Path) -
         generation=recipe.sampling,
         lora=recipe.stage.lora,
         stage=recipe.stage.name,
-        provenance={"recipe": recipe.name, "run": str(folder), **run_folder.read_origin(folder)},
+        provenance=redact_tree({"recipe": recipe.name, "run": str(folder), **run_folder.read_origin(folder)}),
         store=folder / "checkpoints" / "frozen",
-    )
-
-
-def _trainer(
-    recipe: Recipe, arguments: dict[str, Any], callbacks: RunCallbacks, logger: SinkLogger, can_validate: bool
-) -> Trainer:
-    settings = recipe.trainer
-    validates = settings.validate_every if can_validate else 0
-    world = settings.devices * settings.nodes
-    return Trainer(
-        **arguments,
-        callbacks=callbacks.all,
-        logger=logger,
-        log_every_n_steps=settings.log_every,
-        plugins=[StateFile()],
-        precision=settings.precision,
-        max_epochs=-1,
-        max_steps=settings.max_steps,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=recipe.optimizer.clip_norm or None,
-        gradient_clip_algorithm="norm",
-        # the training stream has no end and no epochs, so validations are counted in micro-batches
-        check_val_every_n_epoch=None,
-        val_check_interval=max(1, validates * settings.accumulate),
-        limit_val_batches=(-(-settings.validate_packs // world) or 1.0) if validates else 0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=logger.save_dir,
     )
 
 
@@ -211,39 +219,27 @@ def _data(
     return data
 
 
-def _fit(made: _Run) -> Finished:
+def _fit(made: _Run) -> list[Heard]:
+    """Train, make the model folder and listen."""
     recipe, folder, trainer, data = made.recipe, made.folder, made.trainer, made.data
-    status = "FAILED"
-    try:
-        counts = data.ledger.as_metrics()
-        if made.start is None:
-            made.callbacks.metrics.write(Record(0, "data", counts))
-        if made.start is None or made.start.step < recipe.trainer.max_steps:
-            checkpoint = made.start.state if made.start else None
-            with matmul_precision(recipe.trainer.matmul_precision):
-                trainer.fit(made.model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if data.ledger.as_metrics() != counts:  # examples were lost while training
-            made.callbacks.metrics.write(Record(recipe.trainer.max_steps, "data", data.ledger.as_metrics()))
-            say(made.console, data.ledger.summary())
-        heard = []
-        if trainer.is_global_zero:
-            publish(list_checkpoints(folder)[-1], folder / "model")
-            heard = _listen(made)
-        status = "FINISHED"
-    except Stopped:
-        status = "KILLED"
-        raise
-    finally:
-        complaint = made.store.close(status) if made.store else None
-        if complaint:
-            say(made.console, complaint, style="yellow")
-    return Finished(folder, heard, made.store.page() if made.store else None, made.callbacks.parity.report)
+    counts = data.ledger.as_metrics()
+    if made.start is None or made.start.step < recipe.trainer.max_steps:
+        checkpoint = made.start.state if made.start else None
+        with matmul_precision(recipe.trainer.matmul_precision), way_back(folder):
+            trainer.fit(made.model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if data.ledger.as_metrics() != counts:  # examples were lost while training
+        say(made.console, data.ledger.summary())
+    if not trainer.is_global_zero:
+        return []
+    last = list_checkpoints(folder)[-1]
+    publish(last, folder / "model")
+    return _listen(made, last.step)
 
 
-def _listen(made: _Run) -> list[Heard]:
+def _listen(made: _Run, step: int) -> list[Heard]:
     """Listen once more, to at least ``SHOWN`` held-out examples of each direction."""
     recipe, listening = made.recipe, made.callbacks.listening
     settings = replace(recipe.listening, from_valid=max(SHOWN, recipe.listening.from_valid))
     listening.prompts = make_prompts(settings, [example.conversation for example in made.examples.valid])
     model = made.model.to(made.trainer.strategy.root_device)
-    return listening.listen(model, recipe.trainer.max_steps) if listening.prompts else []
+    return listening.listen(model, step) if listening.prompts else []

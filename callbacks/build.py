@@ -17,9 +17,12 @@ from bagpiper.callbacks.metrics import MetricsLog
 from bagpiper.callbacks.parity import ParityCheck
 from bagpiper.callbacks.progress import ProgressReport
 from bagpiper.callbacks.randomness import KeyedRandomness
+from bagpiper.callbacks.still_ours import StillOurs
 from bagpiper.data.examples import Example
 from bagpiper.recipe.settings import Recipe
 from bagpiper.tracking.records import Sink
+from bagpiper.training.optimizer import plan_end
+from bagpiper.training.run_folder import recipe_text
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Context:
         train, valid: examples.
         save_model: writes the weights of the module to a folder.
         sinks: where records go; empty on ranks that write nothing, which show no progress either.
-        publish: gets files and folders to show beside the metrics, and their place there; None where nothing is shown.
+        still_ours: raises a UserError when another process has taken the run folder.
+        counts: of the data; they change when examples are lost while training.
         extra: the user's own callbacks.
     """
 
@@ -44,7 +48,8 @@ class Context:
     valid: Sequence[Example]
     save_model: Callable[[LightningModule, Path], None]
     sinks: Sequence[Sink]
-    publish: Callable[..., None] | None = None
+    still_ours: Callable[[], None] = lambda: None
+    counts: Callable[[], dict[str, float]] = dict
     extra: Sequence[Callback] = ()
 
 
@@ -63,7 +68,8 @@ def build_callbacks(context: Context) -> RunCallbacks:
     recipe, folder, clock = context.recipe, context.folder, Clock()
     settings = recipe.trainer
     progress = ProgressReport(context.console, settings.max_steps) if context.sinks else None
-    metrics = MetricsLog([*context.sinks, *([progress] if progress else [])], settings.log_every, clock)
+    sinks = [*context.sinks, *([progress] if progress else [])]
+    metrics = MetricsLog(sinks, settings.log_every, clock, context.counts)
     listening = Listening(
         folder,
         make_prompts(recipe.listening, [example.conversation for example in context.valid]),
@@ -71,23 +77,28 @@ def build_callbacks(context: Context) -> RunCallbacks:
         every=recipe.listening.every,
         seed=recipe.seed,
         clock=clock,
-        publish=context.publish,
     )
     checkpoints = Checkpoints(
         folder,
         context.save_model,
+        recipe_text(recipe),
         every=settings.checkpoint_every,
         keep=settings.keep_checkpoints,
         validate_every=settings.validate_every if context.valid else 0,
         clock=clock,
-        before=[metrics.flush],
+        before=[context.still_ours, metrics.flush],
     )
-    parity = ParityCheck(folder, recipe, context.valid, context.train, context.console, publish=context.publish)
+    parity = ParityCheck(folder, recipe, context.valid, context.train, context.console)
     watching = [metrics, *([progress] if progress else []), listening, *context.extra, checkpoints]
     # parity after the checkpoint: from here on nothing is lost
     ending = [parity] if recipe.parity.at_end else []
+    setting = [
+        KeyedRandomness(recipe.seed),
+        FrameDropout(recipe.data.frame_dropout, plan_end(recipe)),
+        StillOurs(context.still_ours),
+    ]
     return RunCallbacks(
-        [KeyedRandomness(recipe.seed), FrameDropout(recipe.data.frame_dropout), *watching, *ending],
+        [*setting, *watching, *ending],
         metrics,
         listening,
         parity,

@@ -48,6 +48,7 @@ class Checkpoints(StepCallback):
         self,
         run_dir: Path,
         save_model: Callable[[LightningModule, Path], None],
+        recipe: str,
         *,
         every: int,
         keep: int,
@@ -60,15 +61,18 @@ class Checkpoints(StepCallback):
         Args:
             run_dir: the run.
             save_model: writes the weights of the module to a folder.
+            recipe: the recipe of the run as YAML, which a resumed run is compared with.
             every: steps between two checkpoints.
             keep: newest checkpoints kept.
             validate_every: steps between two validations; a checkpoint of such a step waits for the validation.
             clock: stands still while a checkpoint is written.
-            before: called before a checkpoint is written; logs make themselves durable here.
+            before: called before a checkpoint is written: logs make themselves durable here, and whoever has lost the
+                run folder to another process says so.
         """
         self.run_dir = run_dir
         self.every = every
         self._save_model = save_model
+        self._recipe = recipe
         self._keep = keep
         self._validate_every = validate_every
         self._clock = clock
@@ -129,7 +133,7 @@ class Checkpoints(StepCallback):
         """Write the checkpoint of this step, then remove the oldest.
 
         Raises:
-            UserError: the disk is full or the folder is gone; older checkpoints are untouched.
+            UserError: the disk is full, or the folder is gone or another process's; older checkpoints are untouched.
         """
         for make_durable in self._before:
             make_durable()
@@ -143,4 +147,5 @@ class Checkpoints(StepCallback):
             with replacing_folder(checkpoint.folder) as folder:
                 self._save_model(module, folder / "model")
                 trainer.save_checkpoint(folder / "resume" / checkpoint.state.name)
+                (folder / "resume" / checkpoint.recipe.name).write_text(self._recipe, encoding="utf-8")
             prune(self.run_dir, self._keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -23,6 +23,9 @@ from bagpiper.inference.generate import Answer
 from bagpiper.language.conversation import Clip, Conversation, Message, Modality
 from bagpiper.model import Bagpiper
 from bagpiper.recipe.settings import GenerationSettings, ListeningSettings
+
+LISTENING = "listening"
+"""The folder of a run that has a folder for every step at which it listened."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,6 @@ class Listening(StepCallback):
         every: int,
         seed: int,
         clock: Clock,
-        publish: Callable[[Path, str], None] | None = None,
     ) -> None:
         """Set up.
 
@@ -213,7 +215,6 @@ class Listening(StepCallback):
             every: steps between two listenings; 0 switches off.
             seed: of the run.
             clock: stands still while listening.
-            publish: gets each finished folder and its name, to show it beside the metrics.
         """
         self.run_dir = run_dir
         self.prompts = list(prompts)
@@ -221,7 +222,6 @@ class Listening(StepCallback):
         self._generation = generation
         self._seed = seed
         self._clock = clock
-        self._publish = publish
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Listen if it is time."""
@@ -231,11 +231,7 @@ class Listening(StepCallback):
 
     def listen(self, module: torch.nn.Module, step: int) -> list[Heard]:
         """Listen now; files go to ``listening/step-N``."""
-        name = f"step-{step:06d}"
-        folder = self.run_dir / "listening" / name
+        folder = self.run_dir / LISTENING / f"step-{step:06d}"
         with self._clock.paused():
             answerer = LoadedModel(cast(Bagpiper, module), self._generation)
-            heard = listen(answerer, self.prompts, seed=self._seed, folder=folder)
-        if self._publish is not None:
-            self._publish(folder, f"listening/{name}")
-        return heard
+            return listen(answerer, self.prompts, seed=self._seed, folder=folder)

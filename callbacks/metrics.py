@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from bagpiper.batch import Batch
 from bagpiper.callbacks.clock import Clock
 from bagpiper.callbacks.step import StepCallback
+from bagpiper.errors import UserError
 from bagpiper.meter import Meter
 from bagpiper.tracking.records import Record, Sink
 
@@ -25,19 +26,27 @@ class MetricsLog(StepCallback):
         sinks: where records go.
         log_every: steps between two records.
         clock: stands still while anything but training happens.
+        counts: of the data; a record of them is written at the start and whenever they have changed.
     """
 
-    def __init__(self, sinks: Sequence[Sink], log_every: int, clock: Clock) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink], log_every: int, clock: Clock, counts: Callable[[], dict[str, float]] = dict
+    ) -> None:
         self.sinks = list(sinks)
         self.log_every = log_every
         self.clock = clock
+        self.counts = counts
+        self._written: dict[str, float] = {}
         self._valid = Meter()
         self._counts = {"steps": 0.0, "text": 0.0, "frames": 0.0, "audio": 0.0, "rows": 0.0, "busy": 0.0}
         self._learning_rate = 0.0
         self._restored: dict[str, torch.Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; take up the sums of the run that is resumed."""
+        """Start the clock; take up the sums of the run that is resumed, whose counts of the data are written."""
+        if trainer.global_step:
+            self._written = self.counts()
+        self._write_counts(trainer.global_step)
         self.clock.lap()
         _meter(pl_module).add(self._restored)
         self._restored = {}
@@ -65,6 +74,17 @@ class MetricsLog(StepCallback):
         self._counts["steps"] += 1
         if step % self.log_every == 0 or step == trainer.max_steps:
             self.write(Record(step, "train", self._train_values(module)))
+            if step < trainer.max_steps:  # the last step may have a validation, which loses examples too
+                self._write_counts(step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the counts of the data that the run ends with."""
+        self._write_counts(trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the counts of the data that the run stops with, unless its folder cannot be written to or was lost."""
+        if not isinstance(exception, UserError):
+            self._write_counts(trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -100,6 +120,12 @@ class MetricsLog(StepCallback):
         """Take it up again."""
         self._counts = dict(checkpoint["metrics"]["counts"])
         self._restored = {name: pair.to(pl_module.device) for name, pair in checkpoint["metrics"]["sums"].items()}
+
+    def _write_counts(self, step: int) -> None:
+        counts = self.counts()
+        if counts != self._written:
+            self.write(Record(step, "data", counts))
+            self._written = counts
 
     def _train_values(self, module: LightningModule) -> dict[str, float]:
         counts, values = self._over_ranks(module), _meter(module).take()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,10 +10,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
+from bagpiper.console import say
 from bagpiper.data.examples import Example
 from bagpiper.errors import UserError
 from bagpiper.parity.compare import check_parity, choose_examples, is_sharded, write_report
-from bagpiper.parity.report import FILE, ParityReport
+from bagpiper.parity.report import ParityReport
 from bagpiper.recipe.settings import Recipe
 
 
@@ -34,7 +35,6 @@ class ParityCheck(Callback):
         valid: Sequence[Example],
         train: Sequence[Example],
         console: Console,
-        publish: Callable[[Path], None] | None = None,
     ) -> None:
         """Set up.
 
@@ -43,14 +43,12 @@ class ParityCheck(Callback):
             recipe: of the run.
             valid, train: examples.
             console: where the outcome is told.
-            publish: gets the file, to show it beside the metrics.
         """
         self.run_dir = run_dir
         self.report: ParityReport | None = None
         self._recipe = recipe
         self._valid, self._train = valid, train
         self._console = console
-        self._publish = publish
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, on the first rank."""
@@ -58,7 +56,7 @@ class ParityCheck(Callback):
             return
         command = f"`bagpiper parity {self.run_dir}` compares on one device"
         if is_sharded(pl_module):
-            self._say(f"parity: not compared, the model is spread over devices; {command}")
+            say(self._console, f"parity: not compared, the model is spread over devices; {command}")
             return
         layout = cast(Any, trainer).datamodule.layout
         try:
@@ -66,22 +64,17 @@ class ParityCheck(Callback):
                 cast(Any, pl_module),
                 layout,
                 choose_examples(layout, self._valid, self._train),
-                generation=self._recipe.generation,
+                generation=self._recipe.sampling,
                 lora=self._recipe.stage.lora,
                 precision=self._recipe.trainer.precision,
                 workspace=self.run_dir / ".tmp-parity",
             )
             write_report(report, self.run_dir)
         except (UserError, OSError, torch.OutOfMemoryError) as error:
-            self._say(f"parity: not compared ({error}); {command}")
+            say(self._console, f"parity: not compared ({error}); {command}")
             return
         self.report = report
-        if self._publish is not None:
-            self._publish(self.run_dir / FILE)
         if report.passed:
-            self._say(report.summary())
+            say(self._console, report.summary())
         else:
             self._console.print(report.table())
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)

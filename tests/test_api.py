@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from fake_model import make_model
 
 import bagpiper
 from bagpiper import api
 from bagpiper.api import Pipeline
 from bagpiper.errors import UserError
-from bagpiper.language.conversation import Clip
+from bagpiper.language.conversation import Clip, Message
 from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 
 RATE = 16000
@@ -46,6 +50,65 @@ def test_a_clip_is_a_file_samples_or_a_clip(piper: Pipeline, tones: list[np.ndar
     }
     assert len(texts) == 1
     assert piper.ask(path, "what is it?") not in texts
+
+
+def test_samples_of_every_type_are_heard_alike(piper: Pipeline, tones: list[np.ndarray], tmp_path: Path) -> None:
+    """int16 samples were cast: the model heard them 32,768 times too loud, and wrote nonsense."""
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tones[0], RATE, subtype="PCM_16")
+    expected = piper.describe(path, temperature=0)
+    for dtype in ("int16", "int32", "float32", "float64"):
+        samples, rate = soundfile.read(path, dtype=dtype)
+        for given in (samples, torch.from_numpy(samples), samples[None], np.stack([samples, 0 * samples], axis=1)):
+            assert piper.describe((given, rate), temperature=0) == expected
+            assert piper.describe(Clip(samples=given, sample_rate=rate), temperature=0) == expected
+    question = Message("user", "text", "what is it?")
+    integers = Message("user", "audio", Clip(samples=soundfile.read(path, dtype="int16")[0], sample_rate=RATE))
+    (answer,) = piper.answer([[integers, question]], ["text"], temperature=0)
+    assert answer.text == piper.ask(path, "what is it?", temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ((np.zeros(100, dtype=np.int64), RATE), "type int64 have no known scale"),
+        ((RATE, np.zeros(100)), r"\(samples, sample_rate\), in this order"),
+        ((np.zeros(100), 0), "sample rate must be a positive whole number, got 0"),
+        ((np.zeros(100), np.zeros(100)), "sample rate must be a positive whole number, got .array"),
+        (np.zeros((2, 100)), r"a clip is a file or \(samples, sample_rate\), got .array"),
+        ({"array": np.zeros(100), "sampling_rate": RATE}, r"a clip is a file or \(samples, sample_rate\)"),
+        ((np.full(9000, 12000.0), RATE), "look like integers kept as floats"),
+        (Clip(samples=np.full(9000, 12000.0), sample_rate=RATE), "look like integers kept as floats"),
+        (Clip(samples=np.zeros(9000)), "sample rate must be a positive whole number, got None"),
+        (Clip(), "samples of shape"),
+    ],
+)
+def test_what_is_no_clip_is_refused_in_one_line(piper: Pipeline, clip: Any, message: str) -> None:
+    for ask in (lambda: piper.describe(clip), lambda: piper.ask(clip, "what?")):
+        with pytest.raises(UserError, match=message) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_silent_first_channel_is_told_and_another_can_be_chosen(
+    piper: Pipeline, tones: list[np.ndarray], tmp_path: Path
+) -> None:
+    """`describe` of a file whose sound is on the right invented a caption."""
+    right = tmp_path / "right.wav"
+    soundfile.write(right, np.stack([0 * tones[0], tones[0]], axis=1), RATE, subtype="FLOAT")
+    expected = piper.describe((tones[0], RATE), temperature=0, max_rows=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*first channel")
+        assert piper.describe(right, temperature=0, max_rows=100, channel="loudest") == expected
+        assert piper.ask(right, "what?", channel="loudest") == piper.ask((tones[0], RATE), "what?")
+        other = Pipeline(piper.model, replace(piper.generation, channel="loudest"))
+        assert other.describe(right, temperature=0, max_rows=100) == expected
+    for heard in (lambda: piper.describe([right, str(right)]), lambda: piper.ask(right, "what?", channel="first")):
+        with pytest.warns(UserWarning) as told:
+            heard()
+        assert len([one for one in told if "right.wav: the first channel is silent" in str(one.message)]) == 1
+    with pytest.raises(UserError, match="channel 'left'; allowed: first, mean, loudest"):
+        piper.describe(right, channel="left")
 
 
 def test_captions_are_rendered_alone_or_together(piper: Pipeline) -> None:

@@ -8,6 +8,12 @@ from bagpiper import files
 from bagpiper.errors import UserError
 
 
+def test_home_is_found_where_there_is_one(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = ["~/a", "a/~", "~nobody-here/a", "~\0", "~\ud83d"]
+    assert [files.at_home(path) for path in paths] == ["/home/me/a", *paths[1:]]
+
+
 def test_file_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "folder" / "a.txt"
     files.write_text(target, "one")
@@ -33,6 +39,17 @@ def test_user_hears_why_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
         files.write_for_user(tmp_path / "file" / "below", b"1")
+
+
+def test_files_that_belong_together_are_untouched_when_one_cannot_be_written(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "folder" / "other"
+    files.write_together({one: b"1", other: b"1"})
+    assert (one.read_bytes(), other.read_bytes()) == (b"1", b"1")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="one: cannot be written"):
+        files.write_together({one: b"2", other: b"2", tmp_path / "file" / "below": b"2"})
+    assert (one.read_bytes(), other.read_bytes()) == (b"1", b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "one"]
 
 
 def test_folder_is_never_missing_under_its_name(tmp_path, monkeypatch):

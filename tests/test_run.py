@@ -284,6 +284,7 @@ def test_a_refitted_codec_of_equal_layout_is_refused_before_anything_is_written(
     from bagpiper.recipe import registry
 
     recipe = tiny_recipe(tmp_path / "run", replace(shared_parts, codec=None), max_steps=2)
+    recipe.optimizer.decay_end_step = 4
     run(recipe)
     codec = registry.build("codec", recipe.model.codec)
     clips = sorted((shared_parts.corpus / "audio").glob("valid*"))

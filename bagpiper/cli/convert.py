@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, shown
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="What to write; it must not exist.")]
 Run = Annotated[Path, typer.Argument(help="A run folder or a model folder.")]
@@ -57,7 +57,7 @@ def import_checkpoint(
     """Make a model folder of an official checkpoint."""
     for path in (checkpoint, config, *(p for p in (llm, tokenizer, tower, codec, system_prompt_from) if p)):
         if not path.exists():
-            raise UserError(f"there is no '{path}'")
+            raise UserError(f"there is no {shown(str(path), 200)}")
     from bagpiper.interop.espnet import PartFolders, import_espnet
     from bagpiper.interop.system_prompt import find_system_prompt
 
@@ -119,7 +119,7 @@ def merge(run: Run, out: Out) -> None:
 
 def _check_run(run: Path) -> None:
     if not run.is_dir():
-        raise UserError(f"there is no folder '{run}'; give a run folder or a model folder")
+        raise UserError(f"there is no folder {shown(str(run), 200)}; give a run folder or a model folder")
 
 
 @contextmanager

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bagpiper.errors import brief
+
 if TYPE_CHECKING:
     from bagpiper.data.importers import Imported
 
 
 _Out = Annotated[Path, typer.Option("--out", "-o", help="File of conversations to write.")]
 _ValidShare = Annotated[
-    float, typer.Option(help="Share that goes to OUT with .valid.jsonl; chosen by hash, the same every time.")
+    float,
+    typer.Option(help="Share that goes to OUT's name with .valid.jsonl; chosen by hash, the same every time."),
 ]
 
 
@@ -37,7 +40,7 @@ def import_pairs(
     question: Annotated[str | None, typer.Option(help="Question put after the clip in audio -> text.")] = None,
     valid_share: _ValidShare = 0.0,
     split_by: Annotated[
-        Literal["audio", "text"], typer.Option(help="The same file, or the same text, is never on both sides.")
+        Literal["audio", "text"], typer.Option(help="The same clip, or the same text, is never on both sides.")
     ] = "audio",
     max_seconds: Annotated[float | None, typer.Option(help="Leave lines with longer clips out.")] = None,
 ) -> None:
@@ -87,7 +90,7 @@ def export_dialogues(
     from bagpiper.data.exporters import export_dialogues as export
 
     exported = export(conversations, out)
-    typer.echo(f"{exported.dialogues} dialogues written to {out}")
+    typer.echo(f"{exported.dialogues} dialogues written to {brief(out)}")
     if exported.flags:
         typer.echo(f"left out: {exported.flags} loss flags of messages, for which they have no place", err=True)
 
@@ -97,8 +100,11 @@ def _report(imported: Imported, valid_share: float) -> None:
         typer.echo(f"left out: {fault}", err=True)
     longer = f", {imported.longer} with longer clips left out" if imported.longer else ""
     typer.echo(f"{imported.lines} lines read, {len(imported.faults)} left out{longer}")
-    typer.echo(f"{imported.train} conversations written to {imported.path}")
+    typer.echo(f"{imported.train} conversations written to {brief(imported.path)}")
     if imported.valid_path is not None:
-        typer.echo(f"{imported.valid} conversations written to {imported.valid_path}")
+        typer.echo(f"{imported.valid} conversations written to {brief(imported.valid_path)}")
     elif valid_share:
-        typer.echo(f"nothing was split off: a share of {valid_share:g} of so few lines is none; raise --valid-share")
+        typer.echo(
+            f"nothing was split off: lines that share a clip or text stay together, and a share of {valid_share:g} of "
+            "so few is none; raise --valid-share"
+        )

@@ -13,10 +13,11 @@ import typer
 
 from bagpiper import __version__
 from bagpiper.cli import convert, data, recipes, train, use
-from bagpiper.errors import UserError
+from bagpiper.errors import Diverged, UserError, brief, printable
+from bagpiper.redact import redact
 
-_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-USER_ERROR = 2
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
+USER_ERROR, FAILURE = 2, 1
 _HELP = "Audio-language models that hear and speak through rich captions."
 
 
@@ -41,15 +42,17 @@ def main() -> None:
         build_app()(prog_name="bagpiper")
     except UserError as error:
         _refuse(str(error))
+    except Diverged as error:
+        _refuse(str(error), FAILURE)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        _refuse(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        _refuse(f"{error.strerror}: {brief(error.filename)}" if error.filename else str(error))
 
 
-def _refuse(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+def _refuse(message: str, status: int = USER_ERROR) -> None:
+    print(f"error: {printable(redact(message))}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, shown
+from bagpiper.redact import redact_tree
 
 _HEADER_KEYS = ("What", "Needs", "Reached", "Note")
 
@@ -58,9 +59,9 @@ def cp(
         with file.open("x", encoding="utf-8") as target:
             target.write(text)
     except FileExistsError as error:
-        raise UserError(f"'{file}' exists already; choose another name or remove it first") from error
+        raise UserError(f"{shown(str(file), 200)} exists already; choose another name or remove it first") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"there is no folder '{file.parent}'; make it first") from error
+        raise UserError(f"there is no folder {shown(str(file.parent), 200)}; make it first") from error
     typer.echo(f"{file}: a copy of {name}; try `bagpiper check {file}`")
 
 
@@ -78,7 +79,7 @@ def diff(
     keys = [key for key in {**sides[0], **sides[1]} if key != "name"]
     changed = [key for key in keys if sides[0].get(key, _ABSENT) != sides[1].get(key, _ABSENT)]
     for key in changed:
-        typer.echo(f"{key}: {_shown(sides[0].get(key, _ABSENT))} -> {_shown(sides[1].get(key, _ABSENT))}")
+        typer.echo(f"{key}: {_shown(key, sides[0])} -> {_shown(key, sides[1])}")
     if not changed:
         typer.echo(f"{first} and {second} set the same")
 
@@ -127,7 +128,7 @@ def flatten(plain: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 _ABSENT = object()
 
 
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
+def _shown(key: str, side: Mapping[str, Any]) -> str:
+    if key not in side:
         return "(no such key)"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(redact_tree({key: side[key]})[key], ensure_ascii=False)

@@ -31,18 +31,20 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe, folder and device, then stop.")] = False,
 ) -> None:
     """Train a model, or continue a run."""
-    from bagpiper.errors import UserError
+    from bagpiper.errors import UserError, brief, shown
     from bagpiper.recipe.load import load_recipe
 
     changes = list(overrides or [])
     if resume is not None and recipe is not None:
         if "=" not in recipe:
-            raise UserError(f"--resume {resume} has its own recipe; leave '{recipe}' out (key=value may follow)")
+            raise UserError(
+                f"--resume {brief(resume)} has its own recipe; leave {shown(recipe)} out (key=value may follow)"
+            )
         changes.insert(0, recipe)
     if resume is None and recipe is None:
         raise UserError("name a recipe, for example `bagpiper train quickstart`; `bagpiper ls` lists them")
     if resume is not None and not (resume / "recipe.yaml").is_file():
-        raise UserError(f"--resume {resume}: not a run folder (it has no recipe.yaml)")
+        raise UserError(f"--resume {brief(resume)}: not a run folder (it has no recipe.yaml)")
     if resume is not None:
         loaded = load_recipe(str(resume), [*changes, f"run_dir={resume}"])
     else:
@@ -55,12 +57,16 @@ def train(
 
 
 def _dry_run(recipe: Recipe, resume: bool) -> None:
+    from bagpiper.training.begin import check_start
     from bagpiper.training.parallel import placement
-    from bagpiper.training.run_folder import check_new, check_resume
+    from bagpiper.training.run_lock import check_free
 
     folder = Path(recipe.run_folder)
     placement(recipe)
-    (check_resume if resume else check_new)(folder, recipe)
+    check_free(folder)
+    found = check_start(folder, recipe, resume)
+    if found is not None:
+        typer.echo(str(found))
     typer.echo(
         f"{recipe.name} is ready to {'go on' if resume else 'train'} for {recipe.trainer.max_steps} steps in {folder}"
     )

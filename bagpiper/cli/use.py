@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 Run = Annotated[Path, typer.Argument(help="A run folder (its final model or newest checkpoint) or a model folder.")]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the most probable; default: as the model says.")]
 TopK = Annotated[int | None, typer.Option(help="Ids kept, 0 for all; default: as the model says.")]
+Channel = Annotated[
+    str | None, typer.Option(help="Of clips that have several: first, mean or loudest; default: as the model says.")
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same answer.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
@@ -44,6 +48,7 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per clip and line.")] = False,
     temperature: Temperature = None,
     top_k: TopK = None,
+    channel: Channel = None,
     seed: Seed = 42,
     device: Device = "auto",
 ) -> None:
@@ -53,7 +58,7 @@ def describe(
     from bagpiper.api import load
 
     with _plain_warnings():
-        texts = load(run, device).describe([*clips], temperature=temperature, top_k=top_k, seed=seed)
+        texts = load(run, device).describe([*clips], temperature=temperature, top_k=top_k, channel=channel, seed=seed)
     for clip, text in zip(clips, texts, strict=True):
         if as_json:
             typer.echo(json.dumps({"clip": str(clip), "text": text}, ensure_ascii=False))
@@ -94,6 +99,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="A question about it.")],
     temperature: Temperature = None,
     top_k: TopK = None,
+    channel: Channel = None,
     seed: Seed = 42,
     device: Device = "auto",
 ) -> None:
@@ -103,7 +109,7 @@ def ask(
     from bagpiper.api import load
 
     with _plain_warnings():
-        answer = load(run, device).ask(clip, question, temperature=temperature, top_k=top_k, seed=seed)
+        answer = load(run, device).ask(clip, question, temperature=temperature, top_k=top_k, channel=channel, seed=seed)
     typer.echo(answer)
 
 
@@ -114,13 +120,13 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: as the recipe says.")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Folder of soundscapes; default: the run's own.")] = None,
 ) -> None:
-    """Measure both directions on held-out clips, print the table and write eval.json."""
+    """Measure both directions on held-out clips, print the table, write eval.json and eval.txt."""
     _check_run(run)
-    from bagpiper.evaluation.probe import FILE
-    from bagpiper.evaluation.probe import evaluate as evaluate_run
+    from bagpiper.api import evaluate as evaluate_run
+    from bagpiper.evaluation.probe import FILE, TABLE
 
     evaluate_run(run, clips=clips, cycles=cycles, device=device, corpus=corpus)
-    typer.echo(f"written to {run / FILE}")
+    typer.echo(f"written to {run / FILE}, the table to {run / TABLE}")
 
 
 def parity(
@@ -149,23 +155,23 @@ def _plain_warnings() -> Iterator[None]:
 def _check_run(run: Path) -> None:
     """Before torch is imported, which takes seconds."""
     if not run.is_dir():
-        raise UserError(f"there is no folder '{run}'; give a run folder or a model folder")
+        raise UserError(f"there is no folder {shown(str(run), 200)}; give a run folder or a model folder")
 
 
 def _check_files(clips: list[Path]) -> None:
     """Before the model is loaded, which takes seconds."""
-    missing = [str(clip) for clip in clips if not clip.is_file()]
+    missing = [brief(clip) for clip in clips if not os.path.isfile(clip)]
     if missing:
-        raise UserError(f"no such audio file: {', '.join(missing)}")
+        raise UserError(f"no such audio file: {brief(', '.join(missing), 1000)}")
 
 
 def _check_target(out: Path, force: bool) -> None:
     if out.suffix.lower() not in FORMATS:
-        raise UserError(f"{out}: the name must end in {' or '.join(FORMATS)}")
+        raise UserError(f"{brief(out)}: the name must end in {' or '.join(FORMATS)}")
     if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder '{out.parent}'; make it first")
+        raise UserError(f"{brief(out)}: there is no folder {shown(str(out.parent), 200)}; make it first")
     if out.is_dir() or (out.exists() and not force):
-        raise UserError(f"{out} exists already; choose another name, or replace it with --force")
+        raise UserError(f"{brief(out)} exists already; choose another name, or replace it with --force")
 
 
 def _write_sound(out: Path, samples: NDArray[np.float32], sample_rate: int) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from bagpiper.codecs.checks import check_codes, check_wave
 from bagpiper.component import Codec
+from bagpiper.errors import brief, shown
 from bagpiper.ops.precision import full_precision
 
 # Noise that random codebooks are drawn by: enough frames for a mean and a deviation.
@@ -83,15 +84,15 @@ def load_pretrained(model_class: Any, source: str) -> Any:
         model, report = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
         raise ValueError(
-            f"codec.source: cannot load '{source}' ({error}). Where the hub is not reachable, fetch the weights on a "
-            f"machine that reaches it (`hf download {source} --local-dir weights`), copy the folder here and set "
-            "codec.source to it; or use the codec rvq, which needs no download"
+            f"codec.source: cannot load {shown(source, 200)} ({brief(error, 1000)}). Where the hub is not reachable, "
+            f"fetch the weights on a machine that reaches it (`hf download {brief(source, 200)} --local-dir weights`), "
+            "copy the folder here and set codec.source to it; or use the codec rvq, which needs no download"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(
-            f"codec.source: '{source}' is not a whole {model_class.__name__}: it lacks {shown}; "
+            f"codec.source: {shown(source, 200)} is not a whole {model_class.__name__}: it lacks {listed}; "
             "these would be random. Name a complete model of this kind"
         )
     return model

@@ -17,8 +17,8 @@ from rich.console import Console
 from bagpiper.console import counted
 from bagpiper.draws import derive_seed
 from bagpiper.errors import UserError
-from bagpiper.evaluation.table import DIRECTIONS, probe_table
-from bagpiper.files import write_for_user
+from bagpiper.evaluation.table import DIRECTIONS, probe_table, table_text
+from bagpiper.files import write_together
 from bagpiper.inference.answerer import Answerer, LoadedModel, Request
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer
@@ -36,7 +36,7 @@ from bagpiper.weights.model_folder import generation_of, load_model
 Progress = Callable[[int, int], None]
 """(done, total) answers."""
 
-FILE = "eval.json"
+FILE, TABLE = "eval.json", "eval.txt"
 LEAST_CLIPS = 2
 """Chance is measured by pairing every clip with another one."""
 
@@ -69,7 +69,7 @@ def evaluate(
     corpus: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run's model on its corpus, print the table and write ``eval.json``.
+    """Evaluate a run's model on its corpus, print the table and write both ``eval.json`` and, for people, ``eval.txt``.
 
     Args:
         folder: the run folder, or a model folder with ``corpus``.
@@ -104,7 +104,9 @@ def evaluate(
     with counted(console, "evaluating") as progress:
         result = evaluate_soundscapes(answerer, corpus, clips=clips, cycles=cycles, seed=recipe.seed, progress=progress)
     result["model"] = str(found.relative_to(folder))
-    write_for_user(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
+    write_together(
+        {folder / FILE: (json.dumps(result, indent=2) + "\n").encode(), folder / TABLE: table_text(result).encode()}
+    )
     console.print(probe_table(result))
     return result
 

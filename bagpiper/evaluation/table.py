@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 DIRECTIONS = {
@@ -13,6 +15,8 @@ DIRECTIONS = {
     "cycle_audio": "audio -> caption -> audio",
     "cycle_caption": "caption -> audio -> caption",
 }
+_WIDTH = 160
+"""Columns of the text file; four directions need 130."""
 
 
 def probe_table(result: Mapping[str, Any]) -> Table:
@@ -30,6 +34,13 @@ def probe_table(result: Mapping[str, Any]) -> Table:
     for kind in kinds:
         table.add_row(kind, *(_cell(result[name]["facts"].get(kind)) for name in found))
     return table
+
+
+def table_text(result: Mapping[str, Any]) -> str:
+    """The table as plain text, as wide as it needs to be."""
+    text = io.StringIO()
+    Console(file=text, width=_WIDTH).print(probe_table(result))
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 def _cell(figures: Mapping[str, float] | None) -> str:

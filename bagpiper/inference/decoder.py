@@ -2,11 +2,14 @@
 
 A batch decodes its segments in step: every row of the batch is in the same row of the same kind of segment, those that
 ended wait for the others or, if they say nothing more, leave. Rows that choose different modalities part into groups
-with caches of their own. No answer depends on its batch mates.
+with caches of their own. No answer depends on its batch mates, but for rounding, which goes by the size of the batch:
+logits agree within 1e-5 of the largest (float32), and ids wherever a choice is not closer than that. A closer one is a
+tie, told apart by its logits.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from bagpiper.errors import UserError
 from bagpiper.inference.masks import END_IDS, Rules, segment_rules
 from bagpiper.inference.prompts import embed_prompts
 from bagpiper.inference.sampling import Noise, draw, guide
@@ -25,7 +29,11 @@ from bagpiper.recipe.settings import DecodeSettings, GenerationSettings
 if TYPE_CHECKING:
     from bagpiper.model import Bagpiper
 
-Stop = Literal["eos", "eot", "max_rows"]
+Stop = Literal["eos", "eot", "max_rows", "positions"]
+"""Why a segment ended: an END, ``max_rows``, or no position of the LLM was left."""
+
+_AFTER_SEGMENT = 3
+"""Rows that follow what was drawn: the last one, an END, ``<|assistant|>``."""
 
 _FREE_SEGMENTS = 8
 """Most segments of an answer without a plan: a model that always ends with eot would never finish."""
@@ -89,6 +97,7 @@ class SegmentRun:
         cache: of the conversations left; with guidance twice as many rows, the unconditional ones last.
         places, running, over: of each conversation left: its place, whether it still draws, whether nothing follows.
         counts: rows of each place.
+        room: rows that each place has positions for.
         drawn: the rows of each place, ``[places, limit, S]``.
     """
 
@@ -102,6 +111,7 @@ class SegmentRun:
     running: list[bool]
     over: list[bool]
     counts: list[int]
+    room: list[int]
     drawn: torch.Tensor
 
 
@@ -134,6 +144,7 @@ class Decoder:
         self.most = settings.max_segments or len(plan) or _FREE_SEGMENTS
         self.on_step = on_step
         self.offset = offset
+        self.positions = model.llm.max_positions
         self.device = next(model.llm.parameters()).device
         self.num_streams = model.template.num_streams
         self.done: list[list[Drawn]] = [[] for _ in seeds]
@@ -141,7 +152,14 @@ class Decoder:
     def run(self, conversations: Sequence[Conversation]) -> list[list[Drawn]]:
         """Segments of every conversation."""
         cache = KeyValueCache(len(conversations), self.device)
-        hidden = self._feed(cache, embed_prompts(self.model, conversations, self.settings, self.device))
+        prompts = embed_prompts(self.model, conversations, self.settings, self.device)
+        for conversation, rows in zip(conversations, prompts, strict=True):
+            if self._room(len(rows)) < 1:
+                raise UserError(
+                    f"{conversation.id}: the request takes {len(rows)} rows, but the LLM has {self.positions} "
+                    f"positions, of which an answer needs {_AFTER_SEGMENT + 1} at least; shorten the request"
+                )
+        hidden = self._feed(cache, prompts)
         groups = [Group(list(range(len(conversations))), cache, hidden, 0)]
         while groups:
             for modality, group in self._part(groups.pop()):
@@ -204,6 +222,10 @@ class Decoder:
         """Whether another segment follows one that ended with the id ``last`` in stream 0."""
         return segment + 1 < self.most and (segment + 1 < len(self.plan) or last == EOT)
 
+    def _room(self, used: int) -> int:
+        """Rows that may be drawn after ``used`` rows, so that what follows a segment has positions too."""
+        return sys.maxsize if self.positions is None else self.positions - used - _AFTER_SEGMENT
+
     def _decode(self, group: Group, modality: Modality) -> Group | None:
         """Decode a segment; the group that goes on after it, or None."""
         run = self._draw_rows(group, modality)
@@ -215,14 +237,15 @@ class Decoder:
         for place, member in enumerate(group.members):
             rows = grid[place, : run.counts[place]]
             last = int(rows[-1, 0])
-            stop: Stop = "eos" if last == EOS else "eot" if last == EOT else "max_rows"
+            is_full = len(rows) == run.room[place]
+            stop: Stop = "eos" if last == EOS else "eot" if last == EOT else "positions" if is_full else "max_rows"
             feed = [self._control_row(last)]
-            if stop == "max_rows" and self.settings.end_cut_segments:
+            if last not in END_IDS and self.settings.end_cut_segments:
                 end = self._control_row(EOT if planned else EOS)
                 rows = np.concatenate([rows, end])
                 feed = [rows[-2:-1], end]
             self.done[member].append(Drawn(modality, rows, stop))
-            if self._goes_on(group.segment, last):
+            if self._goes_on(group.segment, last) and run.room[place] - len(rows) > _AFTER_SEGMENT:
                 members.append(member)
                 kept.append(run.places.index(place))
                 pending.append(self._embed(np.concatenate([*feed, self._control_row(ASSISTANT)])))
@@ -244,6 +267,7 @@ class Decoder:
             num_clips=size,
             device=self.device,
         )
+        room = [self._room(used) for used in group.cache.lengths.tolist()]
         run = SegmentRun(
             group=group,
             modality=modality,
@@ -254,7 +278,8 @@ class Decoder:
             places=list(range(size)),
             running=[True] * size,
             over=[False] * size,
-            counts=[rules.limit] * size,
+            counts=[min(rules.limit, rows) for rows in room],
+            room=room,
             drawn=torch.zeros((size, rules.limit, self.num_streams), dtype=torch.int64, device=self.device),
         )
         row = self._control_row(MODALITY_IDS[modality])
@@ -263,10 +288,11 @@ class Decoder:
             fed, first = self._draw_row(run, number, fed)
             run.drawn[run.places, number] = fed
             for position, token in enumerate(first):
-                if run.running[position] and token in END_IDS:
+                place = run.places[position]
+                if run.running[position] and (token in END_IDS or number + 1 == run.counts[place]):
                     run.running[position] = False
                     run.over[position] = not self._goes_on(group.segment, token)
-                    run.counts[run.places[position]] = number + 1
+                    run.counts[place] = number + 1
             if not any(run.running):
                 break
             fed = self._drop_finished(run, fed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, shown
 
 
 def choose_device(name: str) -> torch.device:
@@ -17,5 +17,6 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind, there in present.items() if there))
     if not present.get(name.split(":")[0], False):
-        raise UserError(f"device '{name}' is not here; present: auto, {', '.join(k for k, t in present.items() if t)}")
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise UserError(f"device {shown(name)} is not here; present: auto, {here}")
     return torch.device(name)

@@ -74,8 +74,8 @@ class Answer:
 
     @property
     def cut(self) -> tuple[Modality, ...]:
-        """Modalities of the segments that reached ``max_rows`` before the model ended them."""
-        return tuple(segment.modality for segment in self.segments if segment.stop == "max_rows")
+        """Modalities of segments that the model would have gone on with, at ``max_rows`` or its last position."""
+        return tuple(segment.modality for segment in self.segments if segment.stop in ("max_rows", "positions"))
 
 
 def generate(
@@ -93,7 +93,7 @@ def generate(
         model: the model; its modes, gradients and the global random state are left as they are.
         conversations: requests; every message in them is part of the prompt.
         settings: how to decode.
-        seeds: one per conversation; the same seed gives the same answer in any batch.
+        seeds: one per conversation; the same seed gives the same answer in any batch (ties within rounding aside).
         plan: modalities of the first segments; without one, and after it where ``max_segments`` allows more, the
             model chooses.
         on_step: called after every row.

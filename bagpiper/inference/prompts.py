@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bagpiper.data.audio import BadAudio, read_clip, resample
-from bagpiper.errors import UserError
+from bagpiper.data.audio import BadAudio, decode_clip, resample
+from bagpiper.data.sound import Sound, sound_of
+from bagpiper.errors import UserError, brief
 from bagpiper.language.conversation import Clip, Conversation, Message
 from bagpiper.language.vocabulary import ASSISTANT, PAD, IntArray
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from bagpiper.codecs.configs import CodecConfig
     from bagpiper.encoders.configs import EncoderConfig
     from bagpiper.model import Bagpiper
-    from bagpiper.recipe.settings import GenerationSettings
+    from bagpiper.recipe.settings import Channel, GenerationSettings
 
 
 def with_system_prompt(conversation: Conversation, system_prompt: str | None) -> Conversation:
@@ -38,7 +40,7 @@ def embed_prompts(
     Args:
         model: in eval mode.
         conversations: at least one; audio of the assistant becomes codes, other audio is heard.
-        settings: longest clip allowed, and how clips are resampled.
+        settings: longest clip allowed, how clips are resampled, and which of their channels is used.
         device: of the model.
 
     Returns:
@@ -46,6 +48,9 @@ def embed_prompts(
 
     Raises:
         UserError: a clip cannot be read, is too long, or too short to be heard.
+
+    Warns:
+        UserWarning: the first channel of a clip is used, which is silent while another is not.
     """
     heard_at: list[tuple[int, int]] = []
     spoken_at: list[tuple[int, int]] = []
@@ -54,11 +59,19 @@ def embed_prompts(
             if message.modality == "audio":
                 (spoken_at if message.is_spoken else heard_at).append((number, index))
 
+    silent: dict[str, None] = {}
+
     def waves(places: list[tuple[int, int]], promises: EncoderConfig | CodecConfig) -> list[torch.Tensor]:
-        return [_wave(conversations[n].messages[i].clip, promises, settings, device) for n, i in places]
+        return [_wave(conversations[n].messages[i].clip, promises, settings, device, silent) for n, i in places]
 
     heard = model.hear(waves(heard_at, model.settings.encoder))
     codes = model.codec.encode(waves(spoken_at, model.settings.codec)) if spoken_at else []
+    if silent:
+        warnings.warn(
+            f"{', '.join(silent)}: the first channel is silent while another is not, and the first is used; "
+            "channel=loudest takes the other (--channel loudest, or generation.channel in a recipe)",
+            stacklevel=2,
+        )
     prompts = []
     for number, conversation in enumerate(conversations):
         states = {i: states for (n, i), states in zip(heard_at, heard, strict=True) if n == number}
@@ -89,29 +102,35 @@ def _embed(
 
 
 def _wave(
-    clip: Clip, promises: EncoderConfig | CodecConfig, settings: GenerationSettings, device: torch.device
+    clip: Clip,
+    promises: EncoderConfig | CodecConfig,
+    settings: GenerationSettings,
+    device: torch.device,
+    silent: dict[str, None],
 ) -> torch.Tensor:
-    """Samples of a clip as a part wants them, float32 ``[N]``."""
-    max_seconds, resampler = settings.max_seconds, settings.resampler or "soxr"
-    name = clip.path or "a clip in memory"
+    """Samples of a clip as a part wants them, float32 ``[N]``; ``silent`` gets its name if they are by mistake."""
+    name = brief(clip.path or "a clip in memory")
+    channel = settings.channel or "first"
+    sound = _decode(clip, name, settings.max_seconds, channel)
+    samples = resample(sound.wave, sound.sample_rate, promises.sample_rate, settings.resampler or "soxr")
+    if promises.num_frames(len(samples)) < 1:
+        raise UserError(f"{name}: {len(samples)} samples at {promises.sample_rate} Hz are too short for one frame")
+    if sound.first_is_silent and channel == "first":
+        silent[name] = None
+    return torch.from_numpy(np.ascontiguousarray(samples)).to(device)
+
+
+def _decode(clip: Clip, name: str, max_seconds: float, channel: Channel) -> Sound:
+    """One channel of a clip, at its own rate."""
     too_long = UserError(f"{name}: longer than {max_seconds:g} s; cut it, or raise generation.max_seconds")
     if clip.path is not None:
         try:
-            samples = read_clip(clip.path, promises.sample_rate, max_seconds, resampler)
+            return decode_clip(clip.path, max_seconds, channel)
         except BadAudio as error:
             if error.reason == "too long":
-                raise UserError(
-                    f"{name}: longer than {max_seconds:g} s; cut it, or raise generation.max_seconds"
-                ) from None
+                raise too_long from None
             raise
-    else:
-        assert clip.samples is not None, "a clip has a path or samples"
-        assert clip.sample_rate is not None, "samples come with their rate"
-        if clip.samples.ndim != 1 or not np.isfinite(clip.samples).all():
-            raise UserError(f"{name}: samples must be a vector of finite numbers, got shape {clip.samples.shape}")
-        if len(clip.samples) > max_seconds * clip.sample_rate:
-            raise too_long
-        samples = resample(clip.samples.astype(np.float32), clip.sample_rate, promises.sample_rate, resampler)
-    if promises.num_frames(len(samples)) < 1:
-        raise UserError(f"{name}: {len(samples)} samples at {promises.sample_rate} Hz are too short for one frame")
-    return torch.from_numpy(np.ascontiguousarray(samples)).to(device)
+    sound = sound_of(clip.samples, clip.sample_rate, channel, name)
+    if len(sound.wave) > max_seconds * sound.sample_rate:
+        raise too_long
+    return sound

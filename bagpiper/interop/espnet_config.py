@@ -17,7 +17,7 @@ from bagpiper.adaptors.configs import LinearConfig
 from bagpiper.codecs.configs import XcodecConfig
 from bagpiper.data.importers import UNDERSTANDING_PROMPT
 from bagpiper.encoders.configs import OmniConfig, Qwen3OmniConfig, Qwen25OmniConfig
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, shown
 from bagpiper.heads.configs import ParallelConfig
 from bagpiper.language.vocabulary import NUM_SPECIAL, Vocabulary
 from bagpiper.llms.configs import HfConfig
@@ -93,12 +93,12 @@ def read_training_config(path: Path) -> Official:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML file ({error})") from None
+    except Exception as error:  # what stands behind a tag (`!!bool maybe`) raises what it likes
+        raise UserError(f"{brief(path)}: not a readable YAML file ({brief(error)})") from None
     parts = content.get("multimodal_io") if isinstance(content, dict) else None
     if not isinstance(parts, dict):
         raise UserError(f"{path}: no official training config: it has no section multimodal_io")
-    _check_order(path, list(parts))
+    _check_order(path, [str(key) for key in parts])
     try:
         speech, heard = parts["discrete_audio"], parts["continuous_audio"]
         model = content["model"]
@@ -120,11 +120,13 @@ def read_training_config(path: Path) -> Official:
             tied=bool((model.get("model_conf") or {}).get("tie_word_embeddings", False)),
             intervals=_find_intervals(content),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: no complete official training config: {type(error).__name__} {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{path}: no complete official training config: {type(error).__name__} {brief(error)}"
+        ) from None
     for key, (found, known) in wanted.items():
         if found != known:
-            raise UserError(f"{path}: {key} is {found!r}; only {known!r} can be imported")
+            raise UserError(f"{path}: {key} is {shown(found)}; only {known!r} can be imported")
     if len(official.stream_weights) != count:
         raise UserError(f"{path}: {len(official.stream_weights)} stream_weights for {count} codebooks")
     return official
@@ -142,8 +144,8 @@ def _check_order(path: Path, keys: list[str]) -> None:
             "with sorted keys: take the published file, or restore the order text, discrete_audio, continuous_audio"
         )
     raise UserError(
-        f"{path}: multimodal_io holds {', '.join(keys)}; only text, discrete_audio and continuous_audio, each once, "
-        "can be imported"
+        f"{path}: multimodal_io holds {brief(', '.join(keys))}; only text, discrete_audio and continuous_audio, each "
+        "once, can be imported"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, shown
 from bagpiper.interop.espnet_file import write_checkpoint
 from bagpiper.interop.names import VOCAB_WEIGHT, official_shapes, pieces_of_official
 from bagpiper.interop.resume import Meter, Progress, check_target, continued_file, identity_of_folder, silent
@@ -99,7 +99,7 @@ def _check_parts(folder: Path, model: Bagpiper) -> None:
         if name not in allowed:
             raise UserError(f"{folder}: {kind} '{name}' has no place in the official format, only {', '.join(allowed)}")
     if model.settings.pattern not in ("delay", "parallel"):
-        raise UserError(f"{folder}: the official code has no codebook pattern '{model.settings.pattern}'")
+        raise UserError(f"{folder}: the official code has no codebook pattern {shown(model.settings.pattern)}")
 
 
 def _specs(

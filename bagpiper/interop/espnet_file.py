@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, shown
 from bagpiper.files import sync, write_text
 from bagpiper.weights.safetensors import Advance, Specs
 
@@ -38,7 +38,7 @@ def map_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         UserError: no such file, cut off, damaged, or holding anything but tensors.
     """
     if not path.is_file():
-        raise UserError(f"there is no file '{path}'")
+        raise UserError(f"there is no file {shown(str(path), 200)}")
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path}: not a file of torch.save, or cut off (its table of contents, at its end, is missing); "

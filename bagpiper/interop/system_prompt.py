@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bagpiper.data.examples import read_lines
+from bagpiper.data.lines import read_lines
 from bagpiper.data.parquet import SUFFIX, read_parquet
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, shown
 from bagpiper.recipe.settings import GenerationSettings
 
 OFFICIAL_MD5 = "903599715f6bea955adc1cfbf83aa9e2"
@@ -51,12 +51,12 @@ def find_system_prompt(path: Path) -> str:
         if hashlib.md5(prompt.encode(), usedforsecurity=False).hexdigest() == OFFICIAL_MD5:
             return prompt
     if not found:
-        raise UserError(f"{path}: no line has a system message; give lines of the SFT data (JSON lines)")
+        raise UserError(f"{brief(path)}: no line has a system message; give lines of the SFT data (JSON lines)")
     if len(found) > 1:
-        shown = "; ".join(f"{count} times {prompt[:40]!r}" for prompt, count in found.most_common(3))
+        listed = "; ".join(f"{count} times {shown(prompt, 40)}" for prompt, count in found.most_common(3))
         raise UserError(
-            f"{path}: {len(found)} different system prompts, none of them the published one (md5 {OFFICIAL_MD5}): "
-            f"{shown}. Give lines that share one"
+            f"{brief(path)}: {len(found)} different system prompts, none of them the published one "
+            f"(md5 {OFFICIAL_MD5}): {listed}. Give lines that share one"
         )
     return next(iter(found))
 
@@ -64,14 +64,15 @@ def find_system_prompt(path: Path) -> str:
 def _prompts(path: Path) -> Iterator[str]:
     for number, line, fault in read_parquet(path) if path.suffix == SUFFIX else read_lines(path):
         if fault is not None:
-            raise UserError(f"{path}:{number}: {fault}")
+            raise UserError(f"{brief(path)}:{number}: {fault}")
         yield from _of_line(line)
 
 
 def _of_line(line: Any) -> Iterator[str]:
     if not isinstance(line, dict):
         return
-    for turn in line.get("messages") or []:
+    turns = line.get("messages")
+    for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, list) and len(turn) == 3 and turn[:2] == ["system", "text"] and isinstance(turn[2], str):
             yield turn[2]
         elif isinstance(turn, dict) and turn.get("role") == "system":

@@ -8,6 +8,7 @@ This is the only place that knows the template and the loss mask (spec sections 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bagpiper.errors import UserError, shown
 from bagpiper.language.patterns import Pattern, apply
 from bagpiper.language.vocabulary import BOS, EOS, EOT, MODALITY_IDS, PAD, ROLE_IDS, IntArray, Vocabulary
 
@@ -23,6 +25,10 @@ Modality = Literal["text", "audio"]
 ROLES = ("system", "user", "assistant")
 MODALITIES = ("text", "audio")
 
+_ADDRESS = re.compile(r"\s*(data:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+_LONGEST_PATH = 4096
+"""Characters of a path on Linux, more than elsewhere; what is longer is audio as text."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -30,7 +36,7 @@ class Clip:
 
     Attributes:
         path: the file, absolute or relative to the working folder; None for samples.
-        samples: float32 ``[N]``, mono.
+        samples: float32 ``[N]``, or ``[N, C]`` of several channels.
         sample_rate: of ``samples``, in Hz.
     """
 
@@ -127,10 +133,10 @@ def _parse_turn(turn: Any, where: str) -> list[Message]:
         raise ValueError(f"{where}: must be an object with 'role' and 'content', got {type(turn).__name__}")
     role = turn.get("role")
     if role not in ROLES:
-        raise ValueError(f"{where}: role {role!r}; allowed: {', '.join(ROLES)}")
+        raise ValueError(f"{where}: role {shown(role)}; allowed: {', '.join(ROLES)}")
     loss = turn.get("loss")
     if loss is not None and not isinstance(loss, bool):
-        raise ValueError(f"{where}: 'loss' must be true or false, got {loss!r}")
+        raise ValueError(f"{where}: 'loss' must be true or false, got {shown(loss)}")
     content = turn.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not parts:
@@ -142,10 +148,35 @@ def _parse_part(part: Any, where: str) -> tuple[Modality, str | Clip]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return "text", part["text"]
-    if kind == "audio" and isinstance(part.get("audio"), str):
-        return "audio", Clip(path=part["audio"])
-    raise ValueError(
-        f'{where}: a part must be {{"type": "text", "text": ...}} or {{"type": "audio", "audio": path}}, got {part!r}'
+    if kind == "audio" and "audio" in part:
+        refuse_inline_audio(part["audio"], where)
+        if isinstance(part["audio"], str):
+            return "audio", Clip(path=part["audio"])
+    elif kind in ("audio", "input_audio", "audio_url") and len(part) > 1:
+        raise _inline_audio(part, where)
+    example = '{"type": "text", "text": ...} or {"type": "audio", "audio": path}'
+    raise ValueError(f"{where}: a part must be {example}, got {shown(part)}")
+
+
+def refuse_inline_audio(value: Any, where: str) -> None:
+    """Refuse what stands in the place of a path but is the audio itself, or its address.
+
+    Args:
+        value: text (base64, ``data:...``, ``https://...``), or samples or bytes in an object or a list.
+        where: file and line, for messages.
+
+    Raises:
+        UserError: it is.
+    """
+    is_text = isinstance(value, str) and (len(value) > _LONGEST_PATH or _ADDRESS.match(value))
+    if is_text or isinstance(value, Mapping | list):
+        raise _inline_audio(value, where)
+
+
+def _inline_audio(value: Any, where: str) -> UserError:
+    return UserError(
+        f"{where}: audio inside a line, or at an address, cannot be read yet, only files (found {shown(value)}); "
+        "write it to a file and give its path under 'audio'"
     )
 
 

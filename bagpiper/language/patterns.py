@@ -144,17 +144,13 @@ def apply(pattern: Pattern, codes: IntArray, vocabulary: Vocabulary) -> IntArray
         raise ValueError(
             f"codes of shape {codes.shape} do not fit a vocabulary of {vocabulary.num_codebooks} codebooks"
         )
-    if codes.size and not (0 <= codes.min() and codes.max() < vocabulary.codebook_size):
-        raise ValueError(
-            f"codes from {codes.min()} to {codes.max()} do not fit codebooks of {vocabulary.codebook_size} codes"
-        )
     num_frames, num_codebooks = codes.shape
     frames, codebooks = pattern.layout(num_frames, num_codebooks)
     streams = np.broadcast_to(np.arange(frames.shape[1])[None, :], frames.shape)
-    pads = vocabulary.audio_start + streams * vocabulary.interval
-    if not codes.size:
-        return pads.copy()
-    return np.where(frames < 0, pads, vocabulary.codes_to_ids(codes[frames, codebooks], codebooks))
+    ids = vocabulary.audio_start + streams * vocabulary.interval
+    held = frames >= 0
+    ids[held] = vocabulary.codes_to_ids(codes[frames[held], codebooks[held]], codebooks[held])
+    return ids
 
 
 def revert(pattern: Pattern, ids: IntArray, vocabulary: Vocabulary) -> IntArray:

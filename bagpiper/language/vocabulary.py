@@ -90,10 +90,17 @@ class Vocabulary:
 
     def audio_pad(self, codebook: int) -> int:
         """Joint id of a codebook's pad."""
+        assert 0 <= codebook < self.num_codebooks, codebook
         return self.audio_start + codebook * self.interval
 
     def codes_to_ids(self, codes: IntArray, codebooks: IntArray) -> IntArray:
-        """Joint ids of ``codes`` in ``codebooks`` (arrays of one shape)."""
+        """Joint ids of ``codes`` in ``codebooks`` (arrays of one shape).
+
+        Raises:
+            ValueError: a code or a codebook that the vocabulary does not have; its id would be another codebook's.
+        """
+        _check_inside(codes, self.codebook_size, "codes", "a codebook has")
+        _check_inside(codebooks, self.num_codebooks, "codebooks", "there are")
         return self.audio_start + codebooks * self.interval + 1 + codes
 
     def ids_to_codes(self, ids: IntArray, codebooks: IntArray) -> IntArray:
@@ -101,8 +108,14 @@ class Vocabulary:
         return np.clip(ids - self.audio_start - codebooks * self.interval - 1, 0, self.codebook_size - 1)
 
     def text_to_ids(self, tokens: IntArray) -> IntArray:
-        """Joint ids of the tokenizer's ``tokens``."""
-        ids = np.asarray(tokens, dtype=np.int64) + NUM_SPECIAL
+        """Joint ids of the tokenizer's ``tokens``.
+
+        Raises:
+            ValueError: a token that the text block has no row for; its id would be a code's.
+        """
+        tokens = np.asarray(tokens, dtype=np.int64)
+        _check_inside(tokens, self.text_size, "tokens", "the text block has")
+        ids = tokens + NUM_SPECIAL
         if self.text_zero_is_pad:
             ids[ids == NUM_SPECIAL] = PAD
         return ids
@@ -146,3 +159,9 @@ class Vocabulary:
             "stream_weights": list(stream_weights),
         }
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _check_inside(numbers: IntArray, size: int, what: str, holder: str) -> None:
+    """Refuse numbers outside ``[0, size)``: added to the start of a block, they would be ids of another one."""
+    if numbers.size and not (0 <= numbers.min() and numbers.max() < size):
+        raise ValueError(f"{what} from {numbers.min()} to {numbers.max()} do not fit: {holder} {size}, from 0")

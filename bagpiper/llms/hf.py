@@ -61,6 +61,8 @@ class HfBackbone(Backbone):
         if reference is not None:
             rows_out = None if self.tied else causal_lm.get_output_embeddings().weight.detach()
             self._text_rows = (rows_in, rows_out)
+        # rotary positions go on beyond it, but to places that the LLM was never meant to see
+        self.max_positions = getattr(causal_lm.config, "max_position_embeddings", None)
         self.model = _base_model(causal_lm)
         self.model.config.use_cache = False
         self.model.config._attn_implementation = attention

@@ -48,8 +48,8 @@ class Nf4Linear(Linear4bit):
 
         The forward pass of bitsandbytes 0.50 rounds the bias to ``compute_dtype`` for good. And on CPUs with
         AVX512-BF16 it repacks a layer that first runs in eval mode: the scales are rounded to bfloat16, and undoing
-        that, at every save, leaves them transposed (SmolLM2's logits were off by 49, of 35, once it had been listened to
-        and saved).
+        that, at every save, leaves them transposed (SmolLM2's logits were off by 49, of 35, once it had been listened
+        to and saved).
         """
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
         states = x.to(self.compute_dtype)

@@ -173,6 +173,9 @@ def check_parity(
         lora: adaptors in the model, if any.
         precision: the trainer's, ``32-true`` or ``bf16-mixed``.
         workspace: folder for the exported model; made and removed.
+
+    Raises:
+        UserError: the model gives NaN.
     """
     device = next(model.llm.parameters()).device
     numbers = _numbers(model, lora)
@@ -185,6 +188,7 @@ def check_parity(
             decoder.run([conversation.prompt()])
             alone.append(decoder.forced[0])
         reference = _packed(model, pack, alone)
+        _check_finite(reference)
         limit = LIMITS[numbers]
         judge = _Judge(reference, limit)
         comparisons = [judge.decoded(STEP, alone), judge.decoded(BATCH, _in_a_batch(model, generation, examples, pack))]
@@ -205,6 +209,15 @@ def check_parity(
         largest=judge.largest,
         comparisons=tuple(comparisons),
     )
+
+
+def _check_finite(reference: Logits) -> None:
+    """Refuse to judge where nothing can be close to anything; minus infinity is what a mask forbids."""
+    if any(not bool((row.isfinite() | (row == -torch.inf)).all()) for rows in reference for row in rows):
+        raise UserError(
+            "the model's own logits are not finite (NaN or infinity), so there is nothing to compare; its "
+            "weights are damaged or trained too far: take an earlier checkpoint, or weights from elsewhere"
+        )
 
 
 ForcedRows = list[list[ForcedRow]]

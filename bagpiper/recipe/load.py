@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from bagpiper.errors import brief, shown
 from bagpiper.recipe.rules import clashes
 from bagpiper.recipe.settings import GenerationSettings, ModelSettings, Recipe
 from bagpiper.recipe.source import Fault, Keys, Problem, RecipeError, Source, dotted, find, read, shipped
 from bagpiper.recipe.start import with_start
 from bagpiper.recipe.types import Reader, component_to_dict, to_dict
+from bagpiper.redact import redact_tree
 
 __all__ = [
     "Problem",
@@ -72,9 +74,15 @@ def check_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> list[Probl
         return error.problems
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every key written out; it loads again to an equal recipe."""
-    return OmegaConf.to_yaml(OmegaConf.create(recipe_to_dict(recipe)))
+def dump_recipe(recipe: Recipe, *, masked: bool = False) -> str:
+    """The recipe as YAML with every key written out; it loads again to an equal recipe, but for what is masked.
+
+    Args:
+        recipe: the recipe.
+        masked: whether secrets are masked; records of a run hold none.
+    """
+    plain = recipe_to_dict(recipe)
+    return OmegaConf.to_yaml(OmegaConf.create(redact_tree(plain) if masked else plain))
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -170,7 +178,7 @@ def _import_plugins(plugins: Any) -> list[Fault]:
     for index, module in enumerate(plugins if isinstance(plugins, list) else []):
         keys: Keys = ("plugins", index)
         if not isinstance(module, str) or not _MODULE.fullmatch(module):
-            faults.append(Fault(keys, f"must be the name of a module such as my_parts, not {module!r}"))
+            faults.append(Fault(keys, f"must be the name of a module such as my_parts, not {shown(module)}"))
             continue
         folder = str(Path.cwd())
         if folder not in sys.path:
@@ -178,7 +186,7 @@ def _import_plugins(plugins: Any) -> list[Fault]:
         try:
             import_module(module)
         except Exception as error:  # the plugin's own code: whatever goes wrong in it is reported with the rest
-            faults.append(Fault(keys, f"cannot be imported: {type(error).__name__}: {error}"))
+            faults.append(Fault(keys, f"cannot be imported: {type(error).__name__}: {brief(error)}"))
     return faults
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, shown
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -19,15 +20,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it has another format.
     """
     path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no {CONFIG}")
+    if not os.path.isfile(path):
+        raise UserError(f"{brief(folder)} is not a model folder: it has no {CONFIG}")
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if config.get("format") != FORMAT:
-        raise UserError(f"{path}: format {config.get('format')!r}, this version of bagpiper reads {FORMAT}")
-    return config
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{brief(path)}: not JSON ({brief(error)})") from None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{brief(path)}: format {shown(found)}, this version of bagpiper reads {FORMAT}")
+    return dict(config)
 
 
 def find_model(path: Path) -> Path:
@@ -36,10 +38,10 @@ def find_model(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a run folder or a model folder")
+    if not os.path.exists(path):
+        raise UserError(f"{brief(path)} does not exist; give a run folder or a model folder")
     checkpoints = sorted(path.glob("checkpoints/step-*/model"), key=lambda found: int(found.parent.name[5:]))
     for candidate in (path, path / "model", *reversed(checkpoints)):
         if (candidate / CONFIG).is_file():
             return candidate
-    raise UserError(f"{path} holds no model yet: neither {CONFIG}, model/ nor checkpoints/step-*/model/")
+    raise UserError(f"{brief(path)} holds no model yet: neither {CONFIG}, model/ nor checkpoints/step-*/model/")

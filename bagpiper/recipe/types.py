@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bagpiper.errors import brief, shown
 from bagpiper.recipe import registry
 from bagpiper.recipe.settings import ModelSettings, Recipe, SourceSettings
 from bagpiper.recipe.source import Fault, Keys, dotted, suggest
@@ -19,6 +20,10 @@ OPEN_VALUE = "???"
 
 _SHORT_FORM = {SourceSettings: "path"}
 """Settings that may be written as a bare string, and the key that it stands for."""
+
+
+_LARGEST = 2**64 - 1
+"""Of whole numbers: the largest seed. Products of two of them still are finite floats."""
 
 
 class _BadValueError(Exception):
@@ -62,7 +67,7 @@ class Reader:
             if any(fault.keys[: len(keys)] == keys for fault in self.faults):
                 raise _BadValueError from error  # a default in place of a wrong value may be all that it complains of
             named = [key for key in re.findall(r"\w+", str(error)) if key in value]
-            raise self._fail((*keys, *named[:1]), str(error)) from error
+            raise self._fail((*keys, *named[:1]), brief(error, 400)) from error
 
     def component(self, kind: str, value: Any, keys: Keys) -> Any:
         """The Config of a component from a mapping with ``name``; None stays None."""
@@ -73,13 +78,14 @@ class Reader:
             raise self._fail(keys, f"must be a mapping with a name, such as {example}, not {_shown(value)}")
         name = value.get("name")
         if not isinstance(name, str):
-            raise self._fail(keys, f"needs a name, such as {example}; {suggest(str(name), registry.names(kind))}")
+            raise self._fail(keys, f"needs a name, such as {example}; {suggest(_plain(name), registry.names(kind))}")
         if name not in registry.names(kind):
-            raise self._fail((*keys, "name"), f"unknown {kind} '{name}'; {suggest(name, registry.names(kind))}")
+            raise self._fail((*keys, "name"), f"unknown {kind} {shown(name)}; {suggest(name, registry.names(kind))}")
         try:
             cls = registry.config_class(kind, name)
         except (ImportError, AttributeError) as error:
-            raise self._fail((*keys, "name"), f"{kind} '{name}' is registered, but not importable: {error}") from error
+            message = f"{kind} '{name}' is registered, but not importable: {brief(error)}"
+            raise self._fail((*keys, "name"), message) from error
         return self.settings(cls, {key: item for key, item in value.items() if key != "name"}, keys)
 
     def _field(self, cls: type, spec: dataclasses.Field[Any], kind: Any, value: Mapping[str, Any], keys: Keys) -> Any:
@@ -109,7 +115,7 @@ class Reader:
         if origin is Literal:
             if any(value == choice and type(value) is type(choice) for choice in arguments):
                 return value
-            raise self._fail(keys, f"{_shown(value)} is not a choice; {suggest(str(value), map(str, arguments))}")
+            raise self._fail(keys, f"{_shown(value)} is not a choice; {suggest(_plain(value), map(str, arguments))}")
         if value is None:
             raise self._fail(keys, "may not be null; leave the key out to get its default")
         if origin is list:
@@ -138,7 +144,7 @@ class Reader:
 
     def _items(self, kind_of: Callable[[int], Any], value: Any, keys: Keys) -> list[Any]:
         if not isinstance(value, list | tuple):
-            example = "" if isinstance(value, Mapping) else f"such as [{_plain(value)}], "
+            example = "" if isinstance(value, Mapping) else f"such as [{brief(_plain(value), 80)}], "
             raise self._fail(keys, f"must be a list, {example}not {_shown(value)}")
         items, failed = [], False
         for index, item in enumerate(value):
@@ -172,14 +178,14 @@ class Reader:
 
     def _scalar(self, kind: type, value: Any, keys: Keys) -> Any:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if kind is float and is_number and math.isfinite(value):
+        if kind is float and is_number and abs(value) <= sys.float_info.max:
             return float(value)
-        if kind is int and is_number and math.isfinite(value) and value == int(value):
+        if kind is int and is_number and abs(value) <= _LARGEST and value == int(value):
             return int(value)  # 1e4 is read as 10000.0
         if kind in (str, bool) and type(value) is kind:
             return value
         words = {str: "text", bool: "true or false", int: "a whole number", float: "a finite number"}
-        hint = ""
+        hint = f"; at most {_LARGEST}" if kind is int and is_number and abs(value) > _LARGEST else ""
         if kind is str:
             hint = "; put it in quotes"
         elif isinstance(value, str) and value.strip():
@@ -263,4 +269,4 @@ def _shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list"
-    return f"'{value}'" if isinstance(value, str) else _plain(value)
+    return _plain(value) if value is None or isinstance(value, bool) else shown(value)

@@ -1,10 +1,11 @@
-"""``metrics.jsonl``: one JSON object a record."""
+"""``metrics.jsonl``: one JSON object a record; what is not a finite number, which JSON does not know, is null."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bagpiper.tracking.records import Record
@@ -25,14 +26,10 @@ class JsonLines:
 
     def _read(self) -> None:
         kept = 0
-        with open(self.path, "rb") as handle:
-            for line in handle:
-                if not line.endswith(b"\n"):
-                    break  # the process was killed while it wrote this line
-                record = json.loads(line)
-                key = _key(record["split"], record.keys() - {"step", "split"})
-                self._last[key] = max(record["step"], self._last.get(key, -1))
-                kept += len(line)
+        for record, end in read_records(self.path):
+            key = _key(record.split, record.values)
+            self._last[key] = max(record.step, self._last.get(key, -1))
+            kept = end
         os.truncate(self.path, kept)
 
     def write(self, record: Record) -> None:
@@ -43,7 +40,7 @@ class JsonLines:
         self._last[key] = record.step
         values = {name: _rounded(value) for name, value in record.values.items()}
         with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": record.step, "split": record.split, **values}) + "\n")
+            handle.write(json.dumps({"step": record.step, "split": record.split, **values}, allow_nan=False) + "\n")
 
     def flush(self) -> None:
         """Sync the file."""
@@ -52,10 +49,34 @@ class JsonLines:
                 os.fsync(handle.fileno())
 
 
+def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record, int]]:
+    """The records of a file that may be written at the same time.
+
+    Args:
+        path: ``metrics.jsonl``; it need not exist.
+        start: offset in bytes of the first line.
+
+    Yields:
+        a record, and the offset behind its line. A line without an end is still being written, or was when the process
+        was killed.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as handle:
+        handle.seek(start)
+        for line in handle:
+            if not line.endswith(b"\n"):
+                return
+            values = json.loads(line)
+            start += len(line)
+            step, split = values.pop("step"), values.pop("split")
+            yield Record(step, split, {k: math.nan if v is None else v for k, v in values.items()}), start
+
+
 def _key(split: str, names: Iterable[str]) -> tuple[str, ...]:
     """What tells records of one step apart: the split, and in ``log`` the names, since every callback logs its own."""
     return (split, *sorted(names)) if split == "log" else (split,)
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.7g}")
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.7g}") if math.isfinite(value) else None

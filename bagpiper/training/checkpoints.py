@@ -1,12 +1,15 @@
 """Checkpoint folders: written to a temporary name, synced, renamed; a crash at any instant leaves a loadable one.
 
-``checkpoints/step-000123/model/`` holds the weights, ``.../resume/state.pt`` everything else that a resumed run needs.
+``checkpoints/step-000123/model/`` holds the weights, ``.../resume/state.pt`` everything else that a resumed run needs
+and ``.../resume/recipe.yaml`` the recipe that both come from.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bagpiper import files
+from bagpiper.errors import Diverged
 
 STATE_VERSION = 1
 _NAME = re.compile(r"step-(\d+)")
@@ -41,6 +45,11 @@ class Checkpoint:
     def state(self) -> Path:
         """The file of everything else: optimizer, schedule, loops, position in the data, open metrics."""
         return self.folder / "resume" / "state.pt"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe that the run had when this was written; the first releases wrote none."""
+        return self.folder / "resume" / "recipe.yaml"
 
 
 def checkpoint_at(run_dir: Path, step: int) -> Checkpoint:
@@ -80,6 +89,27 @@ def publish(checkpoint: Checkpoint, target: Path) -> None:
     """Make ``target`` the model of a checkpoint, by hard links where the file system has them."""
     with files.replacing_folder(target) as temporary:
         shutil.copytree(checkpoint.model, temporary, dirs_exist_ok=True, copy_function=files.link_or_copy)
+
+
+@contextmanager
+def way_back(run_dir: Path) -> Iterator[None]:
+    """Add to the message of a run that diverges what is left of it, and what to do.
+
+    Raises:
+        Diverged: with the addition.
+    """
+    try:
+        yield
+    except Diverged as error:
+        complete = list_checkpoints(run_dir)
+        kept, start = "no checkpoint was written before (trainer.checkpoint_every)", ""
+        if complete:
+            kept = f"the checkpoint of step {complete[-1].step} is from before"
+            start = f" that may begin there (start_from={complete[-1].model})"
+        raise Diverged(
+            f"{error}; {kept}. If these examples are damaged, take them out; if not, start a run{start} with a lower "
+            "optimizer.lr"
+        ) from error
 
 
 class StateFile(TorchCheckpointIO):

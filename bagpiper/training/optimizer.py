@@ -1,4 +1,4 @@
-"""Optimizers, and the learning-rate schedule of the official trainer (spec section 7.1)."""
+"""Optimizers, and the plan of a run: the learning-rate schedule of the official trainer (spec section 7.1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,33 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from bagpiper.recipe.settings import OptimizerSettings
+from bagpiper.recipe.settings import OptimizerSettings, Recipe
 from bagpiper.training.muon import MuonWithAdamW
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps")
+
+
+def plan_end(recipe: Recipe) -> int:
+    """The step at which the plan of a run ends: the learning rate is at its floor and no frame is hidden any more."""
+    end = recipe.optimizer.decay_end_step
+    return recipe.trainer.max_steps if end is None else end
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """The rate that ``metrics.jsonl`` shows: Muon's where it trains the matrices.
+
+    Args:
+        step: number of optimizer steps already taken.
+        recipe: of the run.
+    """
+    settings = recipe.optimizer
+    peak = settings.matrix_lr if settings.name == "muon" else settings.lr
+    return peak * learning_rate_factor(step, settings, recipe.trainer.max_steps)
+
+
+def hidden_share(step: int, share: float, end: int) -> float:
+    """Share of the frames of target audio that are hidden at a step: from ``share`` straight down to 0 at ``end``."""
+    return share * max(0.0, 1.0 - step / end)
 
 
 def learning_rate_factor(step: int, settings: OptimizerSettings, max_steps: int) -> float:
@@ -85,6 +108,23 @@ def build_optimizer(
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, max_steps: int) -> LambdaLR:
+class Schedule(LambdaLR):
+    """A schedule whose plan may have changed between a checkpoint and the run that goes on from it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint stands, at the rate of this plan.
+
+        The optimizer's state, which is restored first, holds the rate of the next step under the former plan: PyTorch
+        would take that step with it and follow the new plan one step late.
+        """
+        super().load_state_dict(state_dict)
+        self._last_lr = [
+            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, max_steps: int) -> Schedule:
     """The schedule, to be stepped once after every optimizer step."""
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings, max_steps))
+    return Schedule(optimizer, lambda step: learning_rate_factor(step, settings, max_steps))

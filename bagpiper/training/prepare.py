@@ -17,7 +17,7 @@ from bagpiper.component import Codec, Encoder
 from bagpiper.console import counted, told
 from bagpiper.data.audio import ClipInfo, read_clip
 from bagpiper.data.codes import CodeCache, fill_codes
-from bagpiper.data.examples import Example, distinct_clips, read_sources
+from bagpiper.data.examples import Example, count_shared, distinct_clips, read_sources
 from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.draws import derive_seed
@@ -66,6 +66,7 @@ def prepare_examples(recipe: Recipe, folder: Path, console: Console) -> Examples
                     on_bad=data.on_bad_example,
                     max_seconds=data.max_seconds,
                     ledger=ledger,
+                    channel=data.channel,
                     clip_cache=recipe.cache_folder / "clips.json",
                 )
                 if sources
@@ -73,6 +74,7 @@ def prepare_examples(recipe: Recipe, folder: Path, console: Console) -> Examples
             )
         seconds = sum(clip.seconds for examples in found for e in examples for clip in e.clips.values())
         say(f"{len(found[0])} training and {len(found[1])} validation examples, {seconds / 60:.1f} min of audio")
+    count_shared(found[0], found[1], ledger)
     return Examples(found[0], found[1], ledger)
 
 
@@ -175,14 +177,14 @@ def _sample(
         if so_far >= seconds:
             return
         so_far += clip.seconds
-        yield read_clip(clip.path, sample_rate, resampler=recipe.data.resampler)
+        yield read_clip(clip.path, sample_rate, resampler=recipe.data.resampler, channel=recipe.data.channel)
 
 
 def prepare_codes(
     recipe: Recipe, folder: Path, codec: Codec, examples: Examples, device: torch.device, console: Console
 ) -> CodeCache:
     """Encode every clip that the model is to make, once."""
-    cache = CodeCache(recipe.cache_folder, codec.weights_hash(), recipe.data.resampler)
+    cache = CodeCache(recipe.cache_folder, codec.weights_hash(), recipe.data.resampler, recipe.data.channel)
     clips = distinct_clips([*examples.train, *examples.valid], spoken=True)
 
     def encode(waves: list[NDArray[np.float32]]) -> list[NDArray[np.int64]]:

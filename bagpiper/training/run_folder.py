@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, and the records that say what a run was."""
+"""The run folder: the records that say what a run was, and what to say when it cannot be written to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,31 +21,11 @@ from bagpiper.errors import UserError
 from bagpiper.files import write_text
 from bagpiper.recipe.load import dump_recipe
 from bagpiper.recipe.settings import Recipe
-from bagpiper.training.checkpoints import Checkpoint, list_checkpoints, remove_leftovers
+from bagpiper.redact import redact_arguments
+from bagpiper.training.checkpoints import list_checkpoints, remove_leftovers
 
 RECIPE, ENVIRONMENT, FINGERPRINT, ORIGIN = "recipe.yaml", "environment.json", "fingerprint.json", "started_from.json"
-
-HARMLESS = (
-    "name",
-    "run_dir",
-    "device",
-    "start_from",
-    "trainer.max_steps",
-    "trainer.validate_every",
-    "trainer.validate_packs",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-    "trainer.log_every",
-    "trainer.threads",
-    "data.workers",
-    "data.cache",
-    "listening",
-    "tracking",
-    "generation",
-    "eval",
-    "parity",
-)
-"""Keys that may change between a run and its continuation: what they change is not the training itself."""
+METRICS = "metrics.jsonl"
 
 PACKAGES = (
     "bagpiper",
@@ -63,69 +42,10 @@ PACKAGES = (
     "soxr",
     "mlflow-skinny",
 )
-_SECRET = re.compile(r"(^|[._-])(token|secret|password|passwd|key|credentials?)$", re.IGNORECASE)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO)
-
-
-def check_start(folder: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
-    """The checkpoint to continue from; None for a new run.
-
-    Raises:
-        UserError: as ``check_new`` and ``check_resume``.
-    """
-    if not resume:
-        check_new(folder, recipe)
-        return None
-    check_resume(folder, recipe)
-    return list_checkpoints(folder)[-1]
-
-
-def check_new(folder: Path, recipe: Recipe) -> None:
-    """Check that a new run may have this folder. A run of this recipe that never reached a checkpoint may start again.
-
-    Raises:
-        UserError: the folder belongs to another run.
-    """
-    started = list_checkpoints(folder) or (folder / "model").exists()
-    if (folder / RECIPE).is_file():
-        changed = differences(read_recipe(folder), as_dict(recipe))
-        if changed:
-            raise UserError(
-                f"{folder} holds the run of another recipe (it differs in {_listed(changed)}). "
-                "Choose another folder with run_dir=..., or remove this one."
-            )
-        if started:
-            raise UserError(
-                f"{folder} holds a run of this recipe already. Continue it with `bagpiper train --resume {folder}`, "
-                "or choose another folder with run_dir=..."
-            )
-    elif started:
-        raise UserError(
-            f"{folder} holds a model or checkpoints, but no {RECIPE} that says whose. "
-            "Choose another folder with run_dir=..."
-        )
-
-
-def check_resume(folder: Path, recipe: Recipe) -> None:
-    """Check that a run may be continued with this recipe.
-
-    Raises:
-        UserError: no run or no checkpoint here, or a key changed that decides what is trained.
-    """
-    changed = differences(read_recipe(folder), as_dict(recipe))
-    if changed:
-        raise UserError(
-            f"{folder}: a resumed run cannot change {_listed(changed)}. Keys that may change: {', '.join(HARMLESS)}. "
-            "Start a new run with another run_dir for everything else."
-        )
-    if not list_checkpoints(folder):
-        raise UserError(
-            f"{folder} has no complete checkpoint to resume from; start it again with `bagpiper train`, "
-            "which keeps what was prepared"
-        )
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -137,50 +57,51 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no {RECIPE}")
+    return read_yaml(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe that ``recipe_text`` made, as a plain mapping.
+
+    Raises:
+        UserError: that is not what the file holds.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable YAML ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is empty or not a recipe")
     return content
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as the run's records have it: without secrets."""
+    return dump_recipe(recipe, masked=True)
+
+
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """What ``read_recipe`` will give for this recipe."""
-    content = yaml.safe_load(dump_recipe(recipe))
+    content = yaml.safe_load(recipe_text(recipe))
     assert isinstance(content, dict)
     return content
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys, other than harmless ones, whose values differ."""
-    found = []
-    for key in sorted(set(old) | set(new)):
-        dotted = f"{prefix}{key}"
-        if dotted in HARMLESS or old.get(key) == new.get(key):
-            continue
-        if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping):
-            found += differences(old[key], new[key], f"{dotted}.")
-        else:
-            found.append(dotted)
-    return found
-
-
-def check_fingerprint(folder: Path, record: Mapping[str, str]) -> None:
+def check_fingerprint(folder: Path, record: Mapping[str, str], trained: Mapping[str, str] | None = None) -> None:
     """Compare what the ids mean with what the run has recorded.
 
     Args:
         folder: the run.
         record: ``layout`` (the vocabulary layout's fingerprint), ``tokenizer`` and ``codec`` (hashes).
+        trained: what the checkpoint says that is resumed, whose file may be gone.
 
     Raises:
         UserError: they differ, for example because the codec was fitted again.
     """
     path = folder / FINGERPRINT
-    if not path.is_file():
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else trained
+    if known is None:
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in ("tokenizer", "codec", "layout") if known.get(name) != record.get(name)]
     if changed:
         raise UserError(
@@ -206,6 +127,19 @@ def read_origin(folder: Path) -> dict[str, Any]:
     return {"started_from": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
+def drop_records(folder: Path, step: int) -> None:
+    """Drop the records after a step from ``metrics.jsonl``: the run comes there again, by another plan.
+
+    MLflow cannot drop them, so there the run goes on as another one.
+    """
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        (folder / "mlflow_run.json").unlink(missing_ok=True)
+        write_text(path, "".join(kept))
+
+
 def write_records(folder: Path, recipe: Recipe) -> None:
     """Write ``recipe.yaml`` and ``environment.json``, and remove what a killed process left under temporary names.
 
@@ -215,7 +149,7 @@ def write_records(folder: Path, recipe: Recipe) -> None:
     check_writable(folder)
     with disk_errors(folder):
         remove_leftovers(folder)
-        write_text(folder / RECIPE, dump_recipe(dataclasses.replace(recipe, run_dir=str(folder))))
+        write_text(folder / RECIPE, recipe_text(dataclasses.replace(recipe, run_dir=str(folder))))
         write_text(folder / ENVIRONMENT, json.dumps(environment(sys.argv), indent=2) + "\n")
 
 
@@ -264,7 +198,7 @@ def environment(arguments: Sequence[str]) -> dict[str, Any]:
         "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()},
         "packages": {name: _version(name) for name in PACKAGES},
         "git": git_state(Path.cwd()),
-        "command": without_secrets(arguments),
+        "command": redact_arguments(arguments),
     }
 
 
@@ -275,20 +209,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if status is None:
         return None
     return {"commit": (commit or "").strip() or None, "dirty": bool(status.strip())}
-
-
-def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """A command line whose secrets are masked: values of tell-tale keys, and passwords inside URLs."""
-    cleaned = []
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if equals and _SECRET.search(key):
-            argument = f"{key}=***"
-        scheme, separator, rest = argument.partition("://")
-        if separator and "@" in rest.split("/", 1)[0]:
-            argument = f"{scheme}://***@{rest.split('@', 1)[1]}"
-        cleaned.append(argument)
-    return cleaned
 
 
 def _version(package: str) -> str | None:

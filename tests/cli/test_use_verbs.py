@@ -64,6 +64,23 @@ def test_every_verb_runs_as_a_process(tiny_run: Path, clip: Path, tmp_path: Path
     assert said["ask"].endswith("\n")
     assert "score (right / by chance)" in said["eval"]
     assert set(json.loads((run / "eval.json").read_text())) >= {"audio_to_caption", "caption_to_audio"}
+    assert f"written to {run / 'eval.json'}, the table to {run / 'eval.txt'}" in said["eval"]
+
+
+def test_a_silent_first_channel_is_told_in_one_line(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, tone = tmp_path / "right.wav", 0.2 * np.sin(np.arange(24000) * 0.2)
+    soundfile.write(right, np.stack([0 * tone, tone], axis=1), 24000)
+    for verb, rest in (("describe", []), ("ask", ["what is it?"])):
+        assert call(verb, tiny_run, right, *rest, monkeypatch=monkeypatch) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "first channel" in line]
+        assert len(lines) == 1 and lines[0].startswith(f"warning: {right}: the first channel is silent")
+        assert "--channel loudest" in lines[0], "the way out"
+        assert call(verb, tiny_run, right, *rest, "--channel", "loudest", monkeypatch=monkeypatch) == 0
+        assert "first channel" not in capsys.readouterr().err
+    assert call("describe", tiny_run, right, "--channel", "left", monkeypatch=monkeypatch) == 2
+    assert "channel 'left'; allowed: first, mean, loudest" in capsys.readouterr().err
 
 
 def test_a_user_error_is_one_line_and_exit_status_2(clip: Path, tmp_path: Path) -> None:

@@ -209,6 +209,8 @@ def test_a_run_is_evaluated_into_its_folder(tiny_run: Path, tmp_path: Path) -> N
     console = Console(width=200, record=True, file=io.StringIO())
     result = evaluate(run, clips=3, cycles=2, device="cpu", console=console)
     assert json.loads((run / "eval.json").read_text()) == result
+    table = (run / "eval.txt").read_text()
+    assert "score (right / by chance)" in table and "caption -> audio -> caption" in table and "…" not in table
     for name in ("audio_to_caption", "caption_to_audio", "cycle_audio", "cycle_caption"):
         assert 0 <= result[name]["score"] <= 1
     assert (result["clips"], result["cycles"], result["model"]) == (3, 2, "model")

@@ -49,6 +49,13 @@ def test_the_published_one_wins_and_two_others_are_refused(tmp_path, monkeypatch
         find_system_prompt(path)
 
 
+@pytest.mark.parametrize("line", ['{"messages": 5}', '{"messages": {"role": "system"}}', "7", '{"system": ["x"]}'])
+def test_lines_of_other_shapes_hold_no_prompt(tmp_path, line):
+    (tmp_path / "r.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="no line has a system message"):
+        find_system_prompt(tmp_path / "r.jsonl")
+
+
 def test_the_demo_rows_hold_the_published_prompt(real_audio):
     found = find_system_prompt(real_audio / "bagpiper_demo" / "manifest.jsonl")
     assert hashlib.md5(found.encode()).hexdigest() == OFFICIAL_MD5

@@ -106,3 +106,45 @@ def test_bad_rows_say_what_and_where(row, message):
     with pytest.raises(ValueError, match=message) as caught:
         from_json(row, "file.jsonl:7")
     assert "file.jsonl:7" in str(caught.value)
+
+
+BASE64 = "UklGRiQAAABXQVZF" * 10_000
+INLINE = {
+    "OpenAI": {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}},
+    "an address": {"type": "audio_url", "audio_url": {"url": "https://host/a.wav"}},
+    "a data URI": {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{BASE64}"}},
+    "a data URI as the path": {"type": "audio", "audio": f"data:audio/wav;base64,{BASE64}"},
+    "a short data URI": {"type": "audio", "audio": " DATA:,x"},
+    "base64 as the path": {"type": "audio", "audio": BASE64},
+    "an address as the path": {"type": "audio", "audio": "S3://bucket/a.wav"},
+    "a file's address": {"type": "audio", "audio": "file:///a.wav"},
+    "bytes": {"type": "audio", "audio": {"bytes": BASE64, "path": None}},
+    "samples": {"type": "audio", "audio": {"array": [0.0] * 10_000, "sampling_rate": 16000}},
+    "samples in a list": {"type": "audio", "audio": [0.0] * 10_000},
+    "under another key": {"type": "audio", "url": "https://host/a.wav"},
+}
+
+
+@pytest.mark.parametrize("case", INLINE)
+def test_inline_audio_is_refused_in_one_short_line(case):
+    row = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, INLINE[case]]}]}
+    with pytest.raises(ValueError, match="file.jsonl:7, message 1: audio inside a line, or at an address") as caught:
+        from_json(row, "file.jsonl:7")
+    assert str(caught.value).endswith("write it to a file and give its path under 'audio'")
+    assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("path", ["a.wav", "data/a.wav", "C:/a.wav", "c:\\a.wav", "a:b//c.wav", "data", "x" * 4000, ""])
+def test_what_may_be_a_path_is_taken_for_one(path):
+    (message,) = from_json({"messages": [{"role": "user", "content": [{"type": "audio", "audio": path}]}]}).messages
+    assert message.clip.path == path
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"type": "audio"}, {"type": "audio", "audio": None}, {"type": "audio", "audio": 5}, {"type": "x" * 5000}, 3],
+)
+def test_what_is_no_audio_at_all_is_a_part_that_must_be_otherwise(part):
+    with pytest.raises(ValueError, match="a part must be") as caught:
+        from_json({"messages": [{"role": "user", "content": [part]}]}, "file.jsonl:7")
+    assert len(str(caught.value)) < 300

@@ -59,7 +59,7 @@ def test_wrong_codes_are_refused():
     vocabulary = Vocabulary(5, 4, 16)
     with pytest.raises(ValueError, match="4 codebooks"):
         apply(get_pattern("delay"), np.zeros((3, 5), dtype=np.int64), vocabulary)
-    with pytest.raises(ValueError, match="16 codes"):
+    with pytest.raises(ValueError, match="a codebook has 16"):
         apply(get_pattern("delay"), np.full((3, 4), 16), vocabulary)
     with pytest.raises(ValueError, match="allowed: delay"):
         get_pattern("delayed")

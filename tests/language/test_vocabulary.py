@@ -50,6 +50,28 @@ def test_codes_round_trip(text_size, num_codebooks, codebook_size, data):
     assert not len(vocabulary.ids_to_text(ids))
 
 
+@given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 30), st.data())
+def test_no_id_is_made_beyond_its_block(text_size, num_codebooks, codebook_size, data):
+    """A tokenizer with more tokens than the LLM has rows once turned text into codes: it trained as sound, exit 0."""
+    vocabulary = Vocabulary(text_size, num_codebooks, codebook_size)
+    beyond = st.one_of(st.integers(-300, -1), st.integers(0, 300))
+    token, code, codebook = data.draw(beyond), data.draw(beyond), data.draw(beyond)
+    kind_of = vocabulary.name_of
+    if 0 <= token < text_size:
+        assert kind_of(int(vocabulary.text_to_ids(np.array([token]))[0])) == f"text:{token}"
+    else:
+        with pytest.raises(
+            ValueError, match=f"tokens from {token} to {token} do not fit: the text block has {text_size}"
+        ):
+            vocabulary.text_to_ids(np.array([token]))
+    if 0 <= code < codebook_size and 0 <= codebook < num_codebooks:
+        made = vocabulary.codes_to_ids(np.array([code]), np.array([codebook]))
+        assert kind_of(int(made[0])) == f"<codec_layer{codebook}_{code}>"
+    else:
+        with pytest.raises(ValueError, match="do not fit"):
+            vocabulary.codes_to_ids(np.array([code]), np.array([codebook]))
+
+
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="codebook_size must be at least 1"):
         Vocabulary(10, 1, 0)

@@ -345,13 +345,12 @@ def test_no_odd_number_passes(value: float) -> None:
     assert not judge.forward(STEP, [rows[:1]]).passed
 
 
-def test_a_model_that_has_diverged_fails(check: Checker) -> None:
+def test_a_model_that_has_diverged_is_not_judged(check: Checker) -> None:
     model = build()
     with torch.no_grad():
         model.llm.model.norm.weight.fill_(float("nan"))
-    report = check(model)
-    assert failed(report) == [STEP, BATCH, RELOADED]
-    assert json.dumps(report.as_json())
+    with pytest.raises(UserError, match=r"logits are not finite.*take an earlier checkpoint"):
+        check(model)
 
 
 def test_skipped_ways_are_told_and_do_not_fail() -> None:
@@ -398,3 +397,29 @@ def test_a_run_that_hears_through_the_official_resampler_is_compared_too(tmp_pat
     recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=1)
     recipe.data.resampler = "official"
     assert compare_run(run(recipe).folder).passed
+
+
+def test_a_run_that_hears_the_loudest_channel_is_compared_and_sampled_so(tmp_path, shared_parts):
+    """The comparison at the end of training read clips by the defaults, not as the run did, and found a difference."""
+    from runs import tiny_recipe
+
+    from bagpiper.recipe.settings import SourceSettings
+    from bagpiper.run import run
+    from bagpiper.weights.model_folder import generation_of
+
+    tone = 0.3 * np.sin(np.arange(24000) * 0.2)
+    soundfile.write(tmp_path / "right.wav", np.stack([0 * tone, tone], axis=1), 24000)
+    clip = [{"type": "audio", "audio": "right.wav"}]
+    lines = [
+        {"messages": [{"role": "user", "content": clip}, {"role": "assistant", "content": "a tone"}]},
+        {"messages": [{"role": "user", "content": "a tone"}, {"role": "assistant", "content": clip}]},
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=1, accumulate=1)
+    recipe.data = dataclasses.replace(
+        recipe.data, sources=[SourceSettings(str(tmp_path / "own.jsonl"))], soundscapes=None, channel="loudest"
+    )
+    recipe.data.resampler, recipe.parity.at_end = "official", True
+    finished = run(recipe)
+    assert finished.parity is not None and finished.parity.passed
+    assert generation_of(finished.folder / "model").channel == "loudest"

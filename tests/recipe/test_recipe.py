@@ -85,12 +85,13 @@ def test_numbers_are_read_as_omegaconf_reads_them(tmp_path: Path, spelling: str)
 
 
 def test_a_bare_string_is_the_path_of_a_source(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").touch()
-    line = f"sources: [{tmp_path}/a.jsonl, {{path: {tmp_path}/a.jsonl, weight: 2}}]"
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
+    line = f"sources: [{tmp_path}/a.jsonl, {{path: {tmp_path}/b.jsonl, weight: 2}}]"
     recipe = load_recipe(write(tmp_path, with_line(line)))
     assert recipe.data.sources == [
         SourceSettings(path=f"{tmp_path}/a.jsonl"),
-        SourceSettings(path=f"{tmp_path}/a.jsonl", weight=2.0),
+        SourceSettings(path=f"{tmp_path}/b.jsonl", weight=2.0),
     ]
 
 

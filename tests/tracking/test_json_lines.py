@@ -1,8 +1,11 @@
 """Records of metrics are written once, and survive crashes."""
 
 import json
+import math
 
-from bagpiper.tracking.json_lines import JsonLines
+import pytest
+
+from bagpiper.tracking.json_lines import JsonLines, read_records
 from bagpiper.tracking.records import Record
 
 
@@ -30,6 +33,17 @@ def test_records_of_steps_that_the_file_has_are_not_written_twice(tmp_path):
         ("train", 40, 7.0),
         ("valid", 40, 7.0),
     ]
+
+
+def test_what_is_not_finite_is_null_in_json_and_nan_again_when_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    JsonLines(path).write(Record(1, "train", {"loss": math.nan, "gradient_norm": math.inf, "rows": 3}))
+    line = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert line == {"step": 1, "split": "train", "loss": None, "gradient_norm": None, "rows": 3}
+    ((record, _),) = read_records(path)
+    assert math.isnan(record.values["loss"]) and record.values["rows"] == 3
+    JsonLines(path).write(Record(1, "train", {"loss": 1.0}))
+    assert len(lines_of(path)) == 1
 
 
 def test_a_line_cut_by_a_kill_is_removed_and_written_again(tmp_path):

@@ -73,9 +73,11 @@ def test_there_is_one_mlflow_run_with_every_step_once(killed):
         assert sorted(m.step for m in history) == [1, 2, 3, 4, 5, 6]
 
 
-def test_it_ends_where_the_run_would_have_ended(killed, tmp_path, shared_parts):
+def test_it_ends_where_the_run_would_have_ended(killed, tmp_path, shared_parts, pytestconfig):
     from safetensors.torch import load_file
 
+    if pytestconfig.getoption("--rough"):
+        pytest.skip("the process that was killed did not round as this one does")
     straight = run(tiny_recipe(tmp_path / "run", shared_parts)).folder
     ours, theirs = (load_file(f / "model" / "trained.safetensors") for f in (killed, straight))
     assert all((ours[name] == theirs[name]).all() for name in theirs)

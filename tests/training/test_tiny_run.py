@@ -70,7 +70,9 @@ def test_mlflow_has_recipe_metrics_and_sounds(tiny_run):
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"
     assert run.data.params["trainer.max_steps"] == "6"
-    assert {"train/loss", "valid/loss", "train/accuracy/codebook1", "data/skipped"} <= run.data.metrics.keys()
+    assert {"train/loss", "valid/loss", "train/accuracy/codebook1"} <= run.data.metrics.keys()
+    assert {name.partition("/")[0] for name in run.data.metrics} == {"train", "valid"}, "no chart before the loss"
+    assert run.data.tags["data.skipped"] == "0" and run.data.tags["data.soundscapes-train/read"] == "48"
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {"recipe.yaml", "environment.json", "listening", "parity.json"}
     sounds = {item.path for item in client.list_artifacts(run.info.run_id, "listening/step-000003")}
