@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: the message says what, where and how to mend it.
@@ -15,6 +18,24 @@ class Diverged(Exception):  # noqa: N818
 
     The command line prints the message alone and exits with 1: nothing that the user gave is known to be wrong.
     """
+
+
+@contextmanager
+def refusals_are_users() -> Iterator[None]:
+    """What is refused in the block follows from what the user gave, whichever part refuses it.
+
+    Raises:
+        UserError: instead of a ValueError or OSError, with the same words.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        place = f"{brief(error.filename)}: " if error.filename else ""
+        raise UserError(f"{place}{error.strerror or brief(error)}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -45,6 +66,13 @@ def brief(text: object, limit: int = 300) -> str:
     """
     words = str(text)
     return words if len(words) <= limit and words.isprintable() else shown(words, limit)
+
+
+def reason(error: BaseException) -> str:
+    """What another library says of a fault, in one line of bounded length."""
+    text = brief(" ".join(str(error).split()))
+    telling = isinstance(error, ValueError | RuntimeError | OSError) and text
+    return text if telling else f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def printable(message: str) -> str:

@@ -15,6 +15,7 @@ from bagpiper.callbacks.checkpoint import Stopped
 from bagpiper.callbacks.listening import LISTENING, Heard, make_prompts
 from bagpiper.console import say
 from bagpiper.data.module import PackDataModule
+from bagpiper.errors import refusals_are_users
 from bagpiper.evaluation.probe import FILE as EVAL
 from bagpiper.evaluation.probe import TABLE, evaluate
 from bagpiper.model import Bagpiper
@@ -84,7 +85,7 @@ def run(
     """
     console = console or Console()
     with ExitStack() as held:
-        with threads(recipe.trainer.threads), quiet_lightning():
+        with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
         with _tracked(made):
             with threads(recipe.trainer.threads), quiet_lightning():

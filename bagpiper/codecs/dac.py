@@ -10,7 +10,8 @@ from transformers import DacConfig as HfDacConfig
 from transformers import DacModel
 
 from bagpiper.codecs.configs import DacConfig
-from bagpiper.codecs.hf import HfCodec, check_fields, check_promises, load_pretrained, plain_fields
+from bagpiper.codecs.hf import HfCodec, check_fields, check_promises, plain_fields
+from bagpiper.pretrained import load_weights
 
 # Fields of transformers' config that shape the model; all are kept in the portable config. `hop_length` is not among
 # them: the published 24 kHz config says 512, but its ratios make 320.
@@ -37,7 +38,9 @@ class DacCodec(HfCodec):
             ValueError: the source cannot be read, or is not a model with the settings of the config.
         """
         super().__init__(config)
-        self.model = load_pretrained(DacModel, config.source) if config.source else DacModel(_hf_config(config))
+        self.model = (
+            load_weights(DacModel, config.source, "codec.source") if config.source else DacModel(_hf_config(config))
+        )
         found = self.model.config
         check_promises(
             "dac",

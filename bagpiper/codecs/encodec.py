@@ -19,11 +19,12 @@ from bagpiper.codecs.hf import (
     check_promises,
     draw_codebooks,
     is_meta,
-    load_pretrained,
     noise,
     plain_fields,
     reset_geometry,
 )
+from bagpiper.errors import brief, reason
+from bagpiper.pretrained import fault_of, load_weights
 
 # Names in Meta's checkpoints -> names in transformers; all 252 tensors of the 24 kHz model map.
 _RENAMINGS = (
@@ -75,7 +76,7 @@ class EncodecCodec(HfCodec):
         elif source.endswith(".th"):
             self.model = _read_meta(Path(source), _hf_config(config))
         else:
-            self.model = load_pretrained(EncodecModel, source)
+            self.model = load_weights(EncodecModel, source, "codec.source")
         found = self.model.config
         check_promises(
             "encodec",
@@ -152,17 +153,20 @@ def _random_model(hf_config: HfEncodecConfig) -> EncodecModel:
 def _read_meta(path: Path, hf_config: HfEncodecConfig) -> EncodecModel:
     """The model of Meta's own checkpoint (``encodec_24khz-d7cc33bc.th``)."""
     if not path.is_file():
-        raise ValueError(f"codec.source: there is no file {path}")
+        raise ValueError(f"codec.source: there is no file {brief(path)}")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"codec.source: {path} is not a checkpoint of tensors only ({error})") from error
+        fault = fault_of(path) or f"is not a checkpoint of tensors only ({reason(error)})"
+        raise ValueError(f"codec.source: {brief(path)} {fault}") from error
     tensors = tensors.get("best_state", tensors)
     model = EncodecModel(hf_config)
     try:
         model.load_state_dict(meta_names(tensors))
     except RuntimeError as error:
-        raise ValueError(f"codec.source: {path} is not EnCodec 24 kHz as Meta publishes it ({error})") from error
+        raise ValueError(
+            f"codec.source: {brief(path)} is not EnCodec 24 kHz as Meta publishes it ({reason(error)})"
+        ) from error
     return model
 
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from bagpiper.codecs.checks import check_codes, check_wave
 from bagpiper.component import Codec
-from bagpiper.errors import brief, shown
 from bagpiper.ops.precision import full_precision
 
 # Noise that random codebooks are drawn by: enough frames for a mean and a deviation.
@@ -72,30 +71,6 @@ class HfCodec(Codec):
             wave = self.to_wave(codes.T[None])
         assert len(wave) == self.config.num_samples(len(codes)), wave.shape
         return wave
-
-
-def load_pretrained(model_class: Any, source: str) -> Any:
-    """The model of a hub name or folder, in float32, every tensor of it read from the file.
-
-    Raises:
-        ValueError: it cannot be read, or the file lacks tensors of the model.
-    """
-    try:
-        model, report = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:
-        raise ValueError(
-            f"codec.source: cannot load {shown(source, 200)} ({brief(error, 1000)}). Where the hub is not reachable, "
-            f"fetch the weights on a machine that reaches it (`hf download {brief(source, 200)} --local-dir weights`), "
-            "copy the folder here and set codec.source to it; or use the codec rvq, which needs no download"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ValueError(
-            f"codec.source: {shown(source, 200)} is not a whole {model_class.__name__}: it lacks {listed}; "
-            "these would be random. Name a complete model of this kind"
-        )
-    return model
 
 
 def check_promises(

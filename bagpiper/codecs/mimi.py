@@ -18,11 +18,11 @@ from bagpiper.codecs.hf import (
     check_promises,
     draw_codebooks,
     is_meta,
-    load_pretrained,
     noise,
     plain_fields,
     reset_geometry,
 )
+from bagpiper.pretrained import load_weights
 
 # Fields of transformers' config that shape the model; all are kept in the portable config.
 _ARCHITECTURE = (
@@ -107,7 +107,9 @@ class MimiCodec(HfCodec):
             ValueError: the source cannot be read, or is not a model with the settings of the config.
         """
         super().__init__(config)
-        whole = load_pretrained(MimiModel, config.source) if config.source else MimiModel(_hf_config(config))
+        whole = (
+            load_weights(MimiModel, config.source, "codec.source") if config.source else MimiModel(_hf_config(config))
+        )
         found: Any = whole.config
         check_promises(
             "mimi",

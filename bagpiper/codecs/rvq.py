@@ -21,7 +21,9 @@ from bagpiper.codecs.configs import RvqConfig
 from bagpiper.codecs.kmeans import kmeans, nearest_centroids
 from bagpiper.codecs.vocoder import MelVocoder
 from bagpiper.component import Codec
+from bagpiper.errors import brief, reason
 from bagpiper.ops.precision import full_precision
+from bagpiper.pretrained import fault_of
 
 _FORMAT = "bagpiper-rvq-1"
 # A frame's level in dBFS is not followed below this.
@@ -255,13 +257,16 @@ def _expand(decibels: torch.Tensor) -> torch.Tensor:
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Settings and tensors of a codec file."""
     if not path.is_file():
-        raise ValueError(f"there is no codec file {path}; set codec.path to null to fit a codec to the run's own audio")
+        raise ValueError(
+            f"codec.path: there is no file {brief(path)}; set codec.path to null to fit a codec to the run's own audio"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}); fit the codec again") from error
+        fault = fault_of(path) or f"is not a safetensors file ({reason(error)})"
+        raise ValueError(f"codec.path: {brief(path)} {fault}; or fit the codec again") from error
     if header.get("format") != _FORMAT:
         raise ValueError(f"{path} is not an rvq codec of this version ({_FORMAT}); fit the codec again")
     return json.loads(header["config"]), tensors

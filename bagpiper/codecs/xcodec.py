@@ -16,10 +16,10 @@ from bagpiper.codecs.hf import (
     check_promises,
     draw_codebooks,
     is_meta,
-    load_pretrained,
     noise,
     plain_fields,
 )
+from bagpiper.pretrained import load_weights
 
 # Fields of transformers' configs that shape the model; all are kept in the portable config.
 _TOP = (
@@ -85,7 +85,11 @@ class XcodecCodec(HfCodec):
             ValueError: the source cannot be read, or is not a model with the settings of the config.
         """
         super().__init__(config)
-        self.model = load_pretrained(XcodecModel, config.source) if config.source else _random_model(hf_config(config))
+        self.model = (
+            load_weights(XcodecModel, config.source, "codec.source")
+            if config.source
+            else _random_model(hf_config(config))
+        )
         found = self.model.config
         check_promises(
             "xcodec",

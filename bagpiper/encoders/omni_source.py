@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bagpiper.errors import brief, shown
+from bagpiper.errors import brief, reason, shown
+from bagpiper.pretrained import fault_of
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _INSIDE = "audio_tower."
@@ -60,7 +61,8 @@ def read_tower(source: str, fields: Iterable[str]) -> tuple[dict[str, Any], dict
                 names = names or _of_tower(known)
                 tensors.update({_own_name(name): opened.get_tensor(name).float() for name in names})
         except SafetensorError as error:
-            raise ValueError(f"encoder: {path} cannot be read ({error}); fetch it again") from error
+            fault = fault_of(path) or f"cannot be read ({reason(error)}); fetch it again"
+            raise ValueError(f"encoder: {brief(path)} {fault}") from error
     return kept, tensors
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from bagpiper.component import Encoder
 from bagpiper.encoders.configs import WHISPER_HOP, WHISPER_RATE, WhisperConfig
-from bagpiper.errors import brief, shown
 from bagpiper.ops.mel import whisper_front_end, whisper_log_mel
 from bagpiper.ops.precision import full_precision
+from bagpiper.pretrained import load_weights
 
 ENCODER_FIELDS = (
     "num_mel_bins",
@@ -136,12 +136,5 @@ def _load(source: str) -> Any:
     """The encoder of a Whisper checkpoint, float32; the decoder is dropped."""
     from transformers import WhisperModel
 
-    is_folder = os.path.isdir(source)
-    try:
-        model = WhisperModel.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", local_files_only=is_folder
-        )
-    except OSError as error:
-        found = f"cannot load {shown(source, 200)} (a folder or a hub name): {brief(error, 1000)}"
-        raise ValueError(f"encoder whisper: {found}") from error
-    return model.encoder
+    options = {"attn_implementation": "sdpa", "local_files_only": os.path.isdir(source)}
+    return load_weights(WhisperModel, source, "encoder.source", part="encoder.", **options).encoder

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from bagpiper.errors import UserError, shown
+from bagpiper.errors import UserError, brief, shown
 from bagpiper.files import sync, write_text
+from bagpiper.pretrained import fault_of
 from bagpiper.weights.safetensors import Advance, Specs
 
 _READ = 16 << 20
@@ -39,6 +40,9 @@ def map_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise UserError(f"there is no file {shown(str(path), 200)}")
+    fault = fault_of(path)
+    if fault is not None:
+        raise UserError(f"{brief(path)} {fault}")
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path}: not a file of torch.save, or cut off (its table of contents, at its end, is missing); "

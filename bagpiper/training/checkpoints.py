@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bagpiper import files
-from bagpiper.errors import Diverged
+from bagpiper.errors import Diverged, UserError, reason
+from bagpiper.pretrained import fault_of
 
 STATE_VERSION = 1
 _NAME = re.compile(r"step-(\d+)")
@@ -91,6 +92,26 @@ def publish(checkpoint: Checkpoint, target: Path) -> None:
         shutil.copytree(checkpoint.model, temporary, dirs_exist_ok=True, copy_function=files.link_or_copy)
 
 
+def check_whole(checkpoint: Checkpoint, older: Sequence[Checkpoint]) -> None:
+    """Look whether a checkpoint's state can be read; its weights are checked when they are.
+
+    Args:
+        checkpoint: the one to resume from.
+        older: complete ones before it, for the way out.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = checkpoint.state
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch, zipfile and pickle have each their own for a damaged file
+        fault = fault_of(path) or f"cannot be read, it is damaged or cut off ({reason(error)})"
+        last = older[-1].folder.name if older else None
+        other = f"to resume from {last}" if last else "and begin again, since there is no older checkpoint"
+        raise UserError(f"{path} {fault}; put it back, or remove {checkpoint.folder} {other}") from error
+
+
 @contextmanager
 def way_back(run_dir: Path) -> Iterator[None]:
     """Add to the message of a run that diverges what is left of it, and what to do.
@@ -129,11 +150,11 @@ class StateFile(TorchCheckpointIO):
         """Read it; the empty ``state_dict`` is for Lightning, which insists on one.
 
         Raises:
-            ValueError: written by another version of the format.
+            UserError: written by another version of the format.
         """
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("bagpiper_state_version") != STATE_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"{path} has version {state.get('bagpiper_state_version')} of the resume format, this bagpiper reads "
                 f"{STATE_VERSION}; finish the run with the release that began it"
             )

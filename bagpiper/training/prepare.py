@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,7 +87,7 @@ def _sources(
         raise UserError("there is nothing to train on: set data.sources, or data.soundscapes to make a corpus")
     made = data.soundscapes
     corpus = recipe.corpus_folder
-    with told(console, "corpus") as say, counted(console, "making clips") as advance, _for_users():
+    with told(console, "corpus") as say, counted(console, "making clips") as advance:
         try:
             voice = HibariVoice() if made.speech else None
         except ModuleNotFoundError as error:
@@ -139,7 +138,7 @@ def prepare_codec(recipe: Recipe, folder: Path, train: Sequence[Example], consol
     with told(console, "codec") as say:
         codec = registry.build("codec", config)
         waves = list(_sample(recipe, clips, config.sample_rate, config.fit_seconds))
-        with _for_users(), counted(console, "fitting codebooks") as advance:
+        with counted(console, "fitting codebooks") as advance:
             codec.fit(waves, derive_seed(recipe.seed, "codec"), advance)
         with replacing_file(folder / CODEC) as temporary:
             codec.save(temporary)
@@ -199,17 +198,6 @@ def prepare_codes(
         codec.to(home)
         say(f"{encoded} clips encoded, {len(clips) - encoded} known")
     return cache
-
-
-@contextmanager
-def _for_users() -> Iterator[None]:
-    """What a part refuses here follows from the recipe, so it is the user's to mend."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _minutes(waves: Sequence[NDArray[np.float32]], config: RvqConfig) -> str:

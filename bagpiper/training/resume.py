@@ -15,7 +15,7 @@ from typing import Any
 from bagpiper.errors import UserError
 from bagpiper.recipe.load import RecipeError, recipe_from_dict
 from bagpiper.recipe.settings import Recipe
-from bagpiper.training.checkpoints import Checkpoint, list_checkpoints
+from bagpiper.training.checkpoints import Checkpoint, check_whole, list_checkpoints
 from bagpiper.training.optimizer import hidden_share, learning_rate, plan_end
 from bagpiper.training.run_folder import RECIPE, as_dict, read_recipe, read_yaml
 
@@ -94,6 +94,7 @@ def check_resume(folder: Path, recipe: Recipe) -> Resumption:
             "which keeps what was prepared"
         )
     start = complete[-1]
+    check_whole(start, complete[:-1])
     old = with_defaults(_written_under(start, folder) if start.recipe.is_file() else stored)
     new = as_dict(recipe)
     changed = differences(old, new, (*HARMLESS, *TOLD, _MAX_STEPS, _END))

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, reason
 from bagpiper.files import write_text
 from bagpiper.recipe.load import dump_recipe
 from bagpiper.recipe.settings import Recipe
@@ -99,7 +99,12 @@ def check_fingerprint(folder: Path, record: Mapping[str, str], trained: Mapping[
         UserError: they differ, for example because the codec was fitted again.
     """
     path = folder / FINGERPRINT
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else trained
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else trained
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not JSON ({reason(error)}); put the file back, or remove it if you trust the folder"
+        ) from error
     if known is None:
         return
     changed = [name for name in ("tokenizer", "codec", "layout") if known.get(name) != record.get(name)]

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief, reason
 from bagpiper.files import replacing_file
+from bagpiper.pretrained import fault_of
 
 SHARD_BYTES = 1 << 30
 """A file is not made longer than this, but for a single tensor that is."""
@@ -192,9 +193,8 @@ def map_tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt") as file:
                 tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)
         except Exception as error:  # the library has an exception of its own for everything
-            raise UserError(
-                f"{path}: not a readable safetensors file ({error}); it is cut off or damaged, copy or write it again"
-            ) from None
+            fault = fault_of(path) or f"is not a readable safetensors file ({reason(error)}); copy or write it again"
+            raise UserError(f"{brief(path)} {fault}") from None
     return tensors
 
 

@@ -178,7 +178,7 @@ def test_save_and_load_give_the_same_codec(tmp_path: Path) -> None:
 
 def test_files_that_are_no_such_codec_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "codec.safetensors"
-    with pytest.raises(ValueError, match="no codec file"):
+    with pytest.raises(ValueError, match="codec.path: there is no file"):
         RvqCodec.load(path)
     path.write_bytes(b"hello")
     with pytest.raises(ValueError, match="not a safetensors file"):
