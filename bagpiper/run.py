@@ -17,12 +17,13 @@ from bagpiper.console import say
 from bagpiper.data.module import PackDataModule
 from bagpiper.errors import refusals_are_users
 from bagpiper.evaluation.probe import FILE as EVAL
-from bagpiper.evaluation.probe import TABLE, evaluate
+from bagpiper.evaluation.probe import TABLE, evaluate, read_items
 from bagpiper.model import Bagpiper
 from bagpiper.ops.precision import matmul_precision
 from bagpiper.parity.report import FILE as PARITY
 from bagpiper.parity.report import ParityReport
 from bagpiper.recipe.settings import Recipe
+from bagpiper.recipe.summary import evaluation
 from bagpiper.redact import redact_tree
 from bagpiper.tracking.json_lines import JsonLines
 from bagpiper.tracking.logger import SinkLogger
@@ -87,10 +88,11 @@ def run(
     with ExitStack() as held:
         with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
+            evaluates = _evaluates(recipe, console)
         with _tracked(made):
             with threads(recipe.trainer.threads), quiet_lightning():
                 heard = _fit(made)
-            if recipe.eval.at_end and made.trainer.is_global_zero:
+            if evaluates and made.trainer.is_global_zero:
                 evaluate(made.folder, console=console)
     page = made.store.page() if made.store else None
     return Finished(made.folder, heard, page, made.callbacks.parity.report)
@@ -146,6 +148,17 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
     data = _data(recipe, folder, model, examples, trainer, console)
     store = _store(recipe, folder, console, begun) if main and recipe.tracking.enabled else None
     return _Run(recipe, folder, console, begun.start, examples, model, trainer, callbacks, data, store)
+
+
+def _evaluates(recipe: Recipe, console: Console) -> bool:
+    """Whether the run ends with an evaluation; what that needs is looked for before anything is trained."""
+    if not recipe.eval.at_end:
+        return False
+    if not recipe.can_evaluate:
+        say(console, f"eval: {evaluation(recipe)}", style="yellow")
+        return False
+    read_items(recipe.corpus_folder, "test", recipe.eval.clips)
+    return True
 
 
 def _store(recipe: Recipe, folder: Path, console: Console, begun: Beginning) -> MlflowStore:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bagpiper.console import counted
 from bagpiper.draws import derive_seed
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, reason
 from bagpiper.evaluation.table import DIRECTIONS, probe_table, table_text
 from bagpiper.files import write_together
 from bagpiper.inference.answerer import Answerer, LoadedModel, Request
@@ -178,7 +178,7 @@ def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
         clips: how many, from the first; 0 for all.
 
     Raises:
-        UserError: there is no corpus, or too few clips.
+        UserError: there is no corpus, a line of it is damaged, or there are too few clips.
     """
     manifest = corpus_folder / f"{split}.jsonl"
     if not manifest.is_file():
@@ -187,10 +187,16 @@ def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
             "(data.soundscapes), because it compares with known facts"
         )
     items = []
-    for line in manifest.read_text(encoding="utf-8").splitlines()[: clips or None]:
-        known = json.loads(line)
-        clip = Clip(path=str(corpus_folder / known["audio"]))
-        items.append(Item(known["id"], clip, known["caption"], known["duration"], known["facts"]))
+    for number, line in enumerate(manifest.read_bytes().splitlines()[: clips or None], 1):
+        try:
+            known = json.loads(line)
+            clip = Clip(path=str(corpus_folder / known["audio"]))
+            items.append(Item(known["id"], clip, known["caption"], known["duration"], known["facts"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{manifest}:{number}: not a line of a soundscapes corpus ({reason(error)}); name another corpus, or "
+                "remove its folder and let a run make it again"
+            ) from error
     if len(items) < LEAST_CLIPS:
         raise UserError(f"{manifest}: {len(items)} clips to evaluate on, at least {LEAST_CLIPS} are needed for chance")
     return items

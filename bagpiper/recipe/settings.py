@@ -364,6 +364,11 @@ class Recipe:
         return Path(made.folder) if made is not None and made.folder else Path(self.run_folder, "corpus")
 
     @property
+    def can_evaluate(self) -> bool:
+        """Whether there are sounds with known facts: soundscapes that the run makes, or those of an earlier one."""
+        return not self.data.sources or (self.corpus_folder / "test.jsonl").is_file()
+
+    @property
     def cache_folder(self) -> Path:
         """Where codes, and what is known of clips, are kept."""
         return Path(self.data.cache) if self.data.cache else Path(self.run_folder, "cache")

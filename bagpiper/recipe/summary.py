@@ -21,6 +21,7 @@ def summarise(recipe: Recipe) -> list[tuple[str, str]]:
         ("trains", _trains(recipe)),
         ("data", _data(recipe)),
         ("run", _run(recipe)),
+        ("eval", evaluation(recipe)),
     ]
 
 
@@ -83,3 +84,18 @@ def _run(recipe: Recipe) -> str:
         f"{trainer.accumulate} packs), {trainer.precision}, peak learning rate {optimizer.lr:g}, "
         f"in {brief(recipe.run_folder, 200)}"
     )
+
+
+def evaluation(recipe: Recipe) -> str:
+    """What is evaluated when training ends."""
+    settings, scapes = recipe.eval, recipe.data.soundscapes
+    if not settings.at_end:
+        return "none at the end (eval.at_end)"
+    if not recipe.can_evaluate:
+        return (
+            "none at the end: it compares with known facts, and data.sources takes the place of the soundscapes; "
+            "`bagpiper eval RUN --corpus FOLDER` evaluates on those of another run"
+        )
+    if recipe.data.sources or scapes is None:
+        return f"at the end, on the soundscapes in {brief(str(recipe.corpus_folder), 200)}"
+    return f"at the end, on {min(settings.clips or scapes.test, scapes.test)} soundscapes"

@@ -419,7 +419,15 @@ def test_shipped_recipes_pass_their_check(name: str, tmp_path: Path, monkeypatch
     overrides = [] if name.startswith("quickstart") else [f"data.sources=[{tmp_path}/mine.jsonl]"]
     recipe = load_recipe(name, overrides)
     assert recipe.name == name
-    assert [subject for subject, _ in summarise(recipe)] == ["parts", "hears", "speaks", "trains", "data", "run"]
+    assert [subject for subject, _ in summarise(recipe)] == [
+        "parts",
+        "hears",
+        "speaks",
+        "trains",
+        "data",
+        "run",
+        "eval",
+    ]
 
 
 def test_the_official_values_of_the_8b_recipes() -> None:
