@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bagpiper.data.sound import rate_of, samples_of
-from bagpiper.errors import UserError, shown
+from bagpiper.errors import Notice, UserError, shown
 from bagpiper.inference.answerer import LoadedModel, Request
 from bagpiper.inference.device import choose_device
 from bagpiper.inference.generate import Answer
@@ -114,7 +114,7 @@ class Pipeline:
         """
         captions = caption if isinstance(caption, list) else [caption]
         if self.advice:
-            warnings.warn(self.advice, stacklevel=2)
+            warnings.warn(self.advice, Notice, stacklevel=2)
         think = options.pop("think", None)
         if think is None:
             think = self.stage == "sft"
@@ -187,6 +187,7 @@ def _tell_cuts(answers: Sequence[Answer], settings: GenerationSettings, position
         warnings.warn(
             f"{full} of {len(answers)} answers ended where the LLM has no position left (it has {positions}), before "
             "the model ended them; shorten the requests",
+            Notice,
             stacklevel=3,
         )
     for modality, limit in (("text", settings.text.max_rows), ("audio", settings.audio.max_rows)):
@@ -195,6 +196,7 @@ def _tell_cuts(answers: Sequence[Answer], settings: GenerationSettings, position
             warnings.warn(
                 f"{modality} of {count} of {len(answers)} answers stopped at the limit of {limit} rows, before the "
                 f"model ended it; max_rows{', or max_seconds,' if modality == 'audio' else ''} allows more",
+                Notice,
                 stacklevel=3,
             )
 

@@ -20,6 +20,10 @@ class Diverged(Exception):  # noqa: N818
     """
 
 
+class Notice(UserWarning):
+    """Something that the user should know and may leave as it is; verbs show it as one line."""
+
+
 @contextmanager
 def refusals_are_users() -> Iterator[None]:
     """What is refused in the block follows from what the user gave, whichever part refuses it.

@@ -38,8 +38,9 @@ def distinct_names(
 
 
 def _legal(text: str, parts: bool) -> str:
-    """What MLflow takes: no other characters, and nothing that would be another path (``a//b``, ``../a``)."""
+    """What MLflow takes: no other characters, and nothing that is or looks like another path (``a//b``, ``..a``)."""
     if not parts:
         return re.sub(r"[^\w.-]+", "_", text)[:_LENGTH]
     cleaned = re.sub(r"[^\w./: -]+", "_", text)[:_LENGTH]
-    return "/".join(part for part in cleaned.split("/") if part not in ("", ".", "..")) or "_"
+    path = "/".join(part for part in cleaned.split("/") if part not in ("", ".", "..")) or "_"
+    return f"__{path[2:]}" if path.startswith("..") else path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,8 +30,11 @@ def read_pretrained(loader: Any, source: str, where: str, **options: Any) -> Any
     Raises:
         ValueError: there is none, or it is damaged; the message names the file, where one is to blame.
     """
+    # of a GGUF file transformers draws a bar that no setting switches off
+    bar = redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        return loader.from_pretrained(source, **options)
+        with bar:
+            return loader.from_pretrained(source, **options)
     except Exception as error:  # transformers, its hub client, safetensors and torch have each their own
         name = str(Path(source, options["gguf_file"])) if "gguf_file" in options else source
         raise ValueError(f"{where}: cannot load {shown(name, 200)}: {_why(name, error)}") from error

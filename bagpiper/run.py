@@ -20,6 +20,7 @@ from bagpiper.evaluation.probe import FILE as EVAL
 from bagpiper.evaluation.probe import TABLE, evaluate, read_items
 from bagpiper.model import Bagpiper
 from bagpiper.ops.precision import matmul_precision
+from bagpiper.overheard import LOG, keep_in, overheard
 from bagpiper.parity.report import FILE as PARITY
 from bagpiper.parity.report import ParityReport
 from bagpiper.recipe.settings import Recipe
@@ -35,7 +36,7 @@ from bagpiper.training.begin import Beginning, begin, new_model
 from bagpiper.training.checkpoints import Checkpoint, list_checkpoints, publish, way_back
 from bagpiper.training.parallel import placement
 from bagpiper.training.prepare import Examples, prepare_codes, prepare_examples
-from bagpiper.training.process import is_main, quiet_lightning, threads
+from bagpiper.training.process import is_main, quiet_lightning, rank, threads
 from bagpiper.training.stages import count_parameters
 from bagpiper.training.trainer import build_trainer
 from bagpiper.weights.model_folder import write_model
@@ -85,7 +86,7 @@ def run(
         Diverged: a loss or gradient is not finite; checkpoints are from before that step.
     """
     console = console or Console()
-    with ExitStack() as held:
+    with overheard(Stopped), ExitStack() as held:
         with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
             evaluates = _evaluates(recipe, console)
@@ -123,6 +124,7 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
     folder, main = Path(recipe.run_folder), is_main()
     trainer_arguments = placement(recipe)
     begun = begin(recipe, folder, resume, console, held, is_main=main)
+    keep_in(folder / LOG, prefix="" if main else f"rank {rank()}: ")
     examples = prepare_examples(recipe, folder, console)
     model = begun.model
     if model is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
@@ -13,6 +13,7 @@ texts = st.lists(st.text("ab1_-. /:#%é训\n") | st.text(min_size=200, max_size=
 
 
 @given(texts)
+@example(["..1", "a/..1", "__1"])
 def test_mlflow_takes_every_name_and_no_two_are_alike(texts: list[str]) -> None:
     names = distinct_names(texts)
     assert set(names) == set(texts) and len(set(names.values())) == len(names)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bagpiper.errors import UserError, shown
+from bagpiper.overheard import overheard
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="What to write; it must not exist.")]
 Run = Annotated[Path, typer.Argument(help="A run folder or a model folder.")]
@@ -58,12 +59,12 @@ def import_checkpoint(
     for path in (checkpoint, config, *(p for p in (llm, tokenizer, tower, codec, system_prompt_from) if p)):
         if not path.exists():
             raise UserError(f"there is no {shown(str(path), 200)}")
-    from bagpiper.interop.espnet import PartFolders, import_espnet
-    from bagpiper.interop.system_prompt import find_system_prompt
-
     stage = stage or ("sft" if _names_sft(checkpoint, config) else "pretrain")
-    prompt = find_system_prompt(system_prompt_from) if system_prompt_from else None
-    with _bars() as progress:
+    with overheard(), _bars() as progress:
+        from bagpiper.interop.espnet import PartFolders, import_espnet
+        from bagpiper.interop.system_prompt import find_system_prompt
+
+        prompt = find_system_prompt(system_prompt_from) if system_prompt_from else None
         model = import_espnet(
             checkpoint,
             config,
@@ -93,14 +94,14 @@ def export(
 ) -> None:
     """Write the official checkpoint format, or the LLM by itself."""
     _check_run(run)
-    import torch
+    with overheard(), _bars() as progress:
+        import torch
 
-    from bagpiper.interop.backbone import export_backbone
-    from bagpiper.interop.espnet_export import export_espnet
-    from bagpiper.recipe.model_config import find_model
+        from bagpiper.interop.backbone import export_backbone
+        from bagpiper.interop.espnet_export import export_espnet
+        from bagpiper.recipe.model_config import find_model
 
-    wanted = getattr(torch, dtype) if dtype else None
-    with _bars() as progress:
+        wanted = getattr(torch, dtype) if dtype else None
         verb: Callable[..., Any] = export_backbone if backbone else export_espnet
         written = verb(find_model(run), out, dtype=wanted, progress=progress)
     typer.echo(f"{out}: {len(written)} tensors")
@@ -109,10 +110,10 @@ def export(
 def merge(run: Run, out: Out) -> None:
     """Fold LoRA adaptors into the weights."""
     _check_run(run)
-    from bagpiper.interop.merge import merge_folder
-    from bagpiper.recipe.model_config import find_model
+    with overheard(), _bars() as progress:
+        from bagpiper.interop.merge import merge_folder
+        from bagpiper.recipe.model_config import find_model
 
-    with _bars() as progress:
         count = merge_folder(find_model(run), out, progress=progress)
     typer.echo(f"{out}: {count} layers merged")
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bagpiper.overheard import overheard
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -75,18 +77,22 @@ def _dry_run(recipe: Recipe, resume: bool) -> None:
 def _train(recipe: Recipe, resume: bool) -> None:
     from rich.console import Console
 
-    from bagpiper.callbacks.checkpoint import Stopped
     from bagpiper.console import say
-    from bagpiper.run import run
 
     console = Console()
-    try:
-        finished = run(recipe, resume, console)
-    except Stopped as stopped:
-        say(console, f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}")
-        # as the shell counts: 143 after SIGTERM, 130 after Ctrl-C; saved, but not finished, for schedulers and `a && b`
-        raise typer.Exit(128 + stopped.signum) from None
+    with overheard(typer.Exit) as others:
+        from bagpiper.callbacks.checkpoint import Stopped
+        from bagpiper.run import run
+
+        try:
+            finished = run(recipe, resume, console)
+        except Stopped as stopped:
+            say(console, f"{stopped}; go on with:\n  bagpiper train --resume {recipe.run_folder}")
+            # as the shell counts: 143 after SIGTERM, 130 after Ctrl-C; saved, not finished, for schedulers and `a && b`
+            raise typer.Exit(128 + stopped.signum) from None
     _show(finished, console)
+    if others.path() is not None:
+        say(console, f"what other libraries said: {others.path()}")
     if finished.parity is not None and not finished.parity.passed:
         say(
             console,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bagpiper.errors import UserError, brief, shown
+from bagpiper.overheard import overheard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,9 +53,9 @@ def describe(
     """Write a caption of each clip."""
     _check_run(run)
     _check_files(clips)
-    from bagpiper.api import load
+    with overheard():
+        from bagpiper.api import load
 
-    with _plain_warnings():
         texts = load(run, device).describe([*clips], temperature=temperature, top_k=top_k, channel=channel, seed=seed)
     for clip, text in zip(clips, texts, strict=True):
         if as_json:
@@ -84,9 +82,9 @@ def render(
     """Make the sound that a caption tells of."""
     _check_run(run)
     _check_target(out, force)
-    from bagpiper.api import load
+    with overheard():
+        from bagpiper.api import load
 
-    with _plain_warnings():
         samples, sample_rate = load(run, device).render(
             caption, cfg=cfg, temperature=temperature, top_k=top_k, max_seconds=max_seconds, think=think, seed=seed
         )
@@ -106,9 +104,9 @@ def ask(
     """Answer a question about a clip."""
     _check_run(run)
     _check_files([clip])
-    from bagpiper.api import load
+    with overheard():
+        from bagpiper.api import load
 
-    with _plain_warnings():
         answer = load(run, device).ask(clip, question, temperature=temperature, top_k=top_k, channel=channel, seed=seed)
     typer.echo(answer)
 
@@ -122,10 +120,11 @@ def evaluate(
 ) -> None:
     """Measure both directions on held-out clips, print the table, write eval.json and eval.txt."""
     _check_run(run)
-    from bagpiper.api import evaluate as evaluate_run
-    from bagpiper.evaluation.probe import FILE, TABLE
+    with overheard():
+        from bagpiper.api import evaluate as evaluate_run
+        from bagpiper.evaluation.probe import FILE, TABLE
 
-    evaluate_run(run, clips=clips, cycles=cycles, device=device, corpus=corpus)
+        evaluate_run(run, clips=clips, cycles=cycles, device=device, corpus=corpus)
     typer.echo(f"written to {run / FILE}, the table to {run / TABLE}")
 
 
@@ -135,21 +134,14 @@ def parity(
 ) -> None:
     """Compare training, decoding and the exported model on two examples; exit 1 if they differ."""
     _check_run(run)
-    from bagpiper.api import parity as compare
-    from bagpiper.parity.report import FILE
+    with overheard():
+        from bagpiper.api import parity as compare
+        from bagpiper.parity.report import FILE
 
-    report = compare(run, device=device)
+        report = compare(run, device=device)
     typer.echo(f"written to {run / FILE}")
     if not report.passed:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Warnings appear as one line, without the place in the code."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
-        yield
 
 
 def _check_run(run: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from bagpiper.data.audio import BadAudio, decode_clip, resample
 from bagpiper.data.sound import Sound, sound_of
-from bagpiper.errors import UserError, brief
+from bagpiper.errors import Notice, UserError, brief
 from bagpiper.language.conversation import Clip, Conversation, Message
 from bagpiper.language.vocabulary import ASSISTANT, PAD, IntArray
 
@@ -70,6 +70,7 @@ def embed_prompts(
         warnings.warn(
             f"{', '.join(silent)}: the first channel is silent while another is not, and the first is used; "
             "channel=loudest takes the other (--channel loudest, or generation.channel in a recipe)",
+            Notice,
             stacklevel=2,
         )
     prompts = []

@@ -11,9 +11,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 
+def rank() -> int:
+    """Number of this process; known from the environment before any process group exists."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def is_main() -> bool:
-    """Whether this process writes the run folder; known from the environment before any process group exists."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    """Whether this process writes the run folder."""
+    return rank() == 0
 
 
 @contextmanager

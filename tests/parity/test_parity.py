@@ -197,6 +197,7 @@ def test_parity_holds_with_adaptors(check: Checker, head: str, quantize: str) ->
     assert not any(c.skipped for c in report.comparisons)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_bfloat16_weights_and_training_in_bfloat16(check: Checker) -> None:
     report = check(build(), precision="bf16-mixed")
     assert report.passed and report.comparisons[-1].way == AUTOCAST
