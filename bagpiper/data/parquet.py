@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bagpiper.data.lines import parse
-from bagpiper.errors import UserError, brief, shown
+from bagpiper.errors import UserError, brief, reason, shown
 from bagpiper.files import replacing_file
 
 SUFFIX = ".parquet"
@@ -40,7 +40,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         found = brief(", ".join(columns))
         raise UserError(f"{brief(path)}: has no column 'messages', only {found}; is it a file of dialogues?")
     number = 0
-    for batch in file.iter_batches(_BATCH):
+    for batch in _batches(path, file):
         for entry in batch.to_pylist():
             number += 1
             try:
@@ -55,6 +55,22 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any, str | None]]:
                 {**rest, **({"example_id": str(name)} if name is not None else {}), "messages": messages},
                 None,
             )
+
+
+def _batches(path: Path, file: Any) -> Iterator[Any]:
+    batches, number = file.iter_batches(_BATCH), 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # of a damaged page
+            raise UserError(
+                f"{brief(path)}: damaged after row {number} of {file.metadata.num_rows} ({reason(error)}); fetch it "
+                "again"
+            ) from None
+        if batch is None:
+            return
+        number += batch.num_rows
+        yield batch
 
 
 def write_parquet(path: Path, dialogues: Sequence[Mapping[str, Any]]) -> None:

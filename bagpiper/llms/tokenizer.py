@@ -12,6 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bagpiper.errors import reason
+from bagpiper.pretrained import fault_of
+
 FILE_NAME = "tokenizer.json"
 CACHED_TEXTS = 16384
 """Texts whose ids are kept: a corpus is read every epoch, and 200 ids take 800 bytes."""
@@ -102,7 +105,7 @@ class TextTokenizer:
         try:
             return cls(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
+            raise ValueError(f"{path} {fault_of(path) or f'cannot be read as a tokenizer: {reason(error)}'}") from error
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> TextTokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bagpiper.errors import UserError, brief, shown
 
 FORMAT = 1
 CONFIG = "config.json"
+_STEP = re.compile(r"step-[0-9]+")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def find_model(path: Path) -> Path:
     """
     if not os.path.exists(path):
         raise UserError(f"{brief(path)} does not exist; give a run folder or a model folder")
-    checkpoints = sorted(path.glob("checkpoints/step-*/model"), key=lambda found: int(found.parent.name[5:]))
+    checkpoints = [found for found in path.glob("checkpoints/*/model") if _STEP.fullmatch(found.parent.name)]
+    checkpoints.sort(key=lambda found: int(found.parent.name[5:]))
     for candidate in (path, path / "model", *reversed(checkpoints)):
         if (candidate / CONFIG).is_file():
             return candidate

@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML ({error})") from None
+        raise UserError(f"{path} is not readable YAML ({reason(error)}); put the file back") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is empty or not a recipe")
     return content

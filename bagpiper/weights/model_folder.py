@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, reason
 from bagpiper.files import link_or_copy, replacing_folder
 from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.lora import add_lora, quantized_layers, set_compute_dtype
@@ -179,7 +179,7 @@ def build_empty(folder: Path, config: Mapping[str, Any]) -> Bagpiper:
             if config["lora"]:
                 add_lora(model.llm, LoraSettings(**config["lora"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: config.json or tokenizer does not describe a model ({error})") from error
+        raise UserError(f"{folder}: config.json or tokenizer does not describe a model ({reason(error)})") from error
     return model
 
 

@@ -94,6 +94,12 @@ def test_bad_parquet_is_told_row_by_row(folder):
     (folder / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         import_dialogues(folder / "broken.parquet", folder / "x.jsonl")
+    parquet.write_table(pyarrow.table({"messages": [str(number) for number in range(3000)]}), folder / "pages.parquet")
+    content = bytearray((folder / "pages.parquet").read_bytes())
+    content[10:60] = bytes(50)
+    (folder / "pages.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"pages.parquet: damaged after row 0 of 3000 \("):
+        import_dialogues(folder / "pages.parquet", folder / "x.jsonl")
     parquet.write_table(pyarrow.table({"text": ["a"]}), folder / "other.parquet")
     with pytest.raises(UserError, match="no column 'messages', only text"):
         import_dialogues(folder / "other.parquet", folder / "x.jsonl")

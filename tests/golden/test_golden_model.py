@@ -162,7 +162,7 @@ def test_packed_truth(official):
         batch, _, _, total, _ = official.forward(info["examples"], head, pad_to=info["rows"])
         assert batch.num_targets == info["count"]
         assert float(total.detach()) == pytest.approx(info["loss_sum"], rel=1e-5)
-        assert float(total) != pytest.approx(info.get("without_isolation_loss_sum", 0.0), rel=1e-5)
+        assert float(total.detach()) != pytest.approx(info.get("without_isolation_loss_sum", 0.0), rel=1e-5)
         (total / batch.num_targets).backward()
         norms = {
             "model.embed_tokens.weight": official.joint_gradient(official.input_rows).norm(),
