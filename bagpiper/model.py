@@ -17,6 +17,7 @@ from bagpiper.language.vocabulary import Vocabulary
 from bagpiper.llms.cache import KeyValueCache
 from bagpiper.meter import Meter
 from bagpiper.ops.kernel_caches import limit_kernel_caches
+from bagpiper.ops.shards import global_norm, local_of
 from bagpiper.recipe import registry
 from bagpiper.recipe.settings import ModelSettings
 from bagpiper.token_rows import FROM_NOTHING_STD, INIT_STD, TokenRows
@@ -53,6 +54,9 @@ class Bagpiper(LightningModule):
         input_rows, output_rows: rows of the vocabulary; ``tied`` says whether they share the text block.
         frame_dropout: share of target audio frames that are hidden from the input while training; the run sets it.
         make_optimizer: set by the run; gives what ``configure_optimizers`` returns.
+        spread: set by the run where parameters are to be spread over ranks; does it.
+        takes_part: whether every forward pass goes through every part, as it must with several ranks: they wait for
+            this one's gradients, and for its share of parameters that are spread, even if its pack has no clip to hear.
         meter: sums of the training metrics since somebody last took them.
     """
 
@@ -102,6 +106,8 @@ class Bagpiper(LightningModule):
         )
         self.frame_dropout = 0.0
         self.make_optimizer: Callable[[Bagpiper], Any] | None = None
+        self.spread: Callable[[Bagpiper], None] | None = None
+        self.takes_part = False
         self.meter = Meter()
         self._window: list[tuple[Batch, Loss]] = []
 
@@ -187,12 +193,19 @@ class Bagpiper(LightningModule):
         embeds = self.embed_rows(ids)
         heard = self.hear(waves)
         if not heard:
-            return embeds
+            return embeds + self._nothing_heard(embeds) if self.takes_part else embeds
         for (_, length), states in zip(slots, heard, strict=True):
             if len(states) != length:
                 raise ValueError(f"a clip gave {len(states)} embeddings for a slot of {length} rows")
         rows = torch.cat([torch.arange(start, start + length) for start, length in slots]).to(ids.device)
         return embeds.index_copy(0, rows, torch.cat(heard).to(embeds.dtype))
+
+    def _nothing_heard(self, embeds: torch.Tensor) -> torch.Tensor:
+        """A zero (scalar) that encoder and adaptor have been asked for, with a second of silence; nothing is drawn."""
+        dtype = torch.promote_types(embeds.dtype, torch.float32)
+        silence = torch.zeros(self.settings.encoder.sample_rate, dtype=dtype, device=embeds.device)
+        with torch.random.fork_rng(devices=[embeds.device] if embeds.is_cuda else []):
+            return 0.0 * torch.cat(self.hear([silence])).sum()
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """The LLM's states ``[T, H]`` of a pack; those of row t predict row t + 1."""
@@ -214,6 +227,8 @@ class Bagpiper(LightningModule):
         rows = batch.weights[1:].any(-1).nonzero()[:, 0] + 1
         states = hidden.index_select(0, rows - 1)
         total, counted = self.head(states, batch.ids[rows], batch.weights[rows], self.output_rows)
+        if self.takes_part:  # text has no use for the embeddings of the other streams
+            total = total + 0.0 * sum(parameter.sum() for parameter in self.head.parameters())
         metrics = metrics_of(counted)
         metrics["loss"] = torch.stack(
             [total.detach().float(), torch.tensor(float(batch.num_targets), device=total.device)]
@@ -280,8 +295,7 @@ class Bagpiper(LightningModule):
         factor = self.trainer.accumulate_grad_batches * world / sums[0].clamp(min=1.0)
         # a loss that is not finite makes every gradient NaN, on every rank, so that all of them stop at the norm
         factor = torch.where(sums[1] > 0, torch.nan, factor)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_([local_of(p.grad) for p in self.parameters() if p.grad is not None], factor)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -292,11 +306,19 @@ class Bagpiper(LightningModule):
             Diverged: the norm, or a loss of the step, is not finite; the step is not taken.
         """
         window, self._window = self._window, []
-        gradients = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(gradients, gradient_clip_val or float("inf"))
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = global_norm(gradients)
         if not bool(norm.isfinite()):
             raise Diverged(f"step {self.trainer.global_step + 1} is not taken: {_blame(window)}")
+        if gradient_clip_val:
+            factor = (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([local_of(gradient) for gradient in gradients], factor)
         self.meter.add({"gradient_norm": torch.stack([norm.detach().float(), torch.ones_like(norm)])})
+
+    def configure_model(self) -> None:
+        """Spread the parameters over ranks, if the run has set how."""
+        if self.spread is not None:
+            self.spread(self)
 
     def configure_optimizers(self) -> Any:
         """What the run has set."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
@@ -85,7 +86,7 @@ def run(
         Stopped: a signal came; a checkpoint is written, and ``resume=True`` continues.
         Diverged: a loss or gradient is not finite; checkpoints are from before that step.
     """
-    console = console or Console()
+    console = console or Console(quiet=not is_main())
     with overheard(Stopped), ExitStack() as held:
         with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
@@ -137,7 +138,7 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
             console=console,
             train=examples.train,
             valid=examples.valid,
-            save_model=lambda module, target: _save(module, target, recipe, folder),
+            save_model=lambda module, target, state: _save(module, target, state, recipe, folder),
             sinks=sinks,
             still_ours=begun.still_ours,
             counts=examples.ledger.as_metrics,
@@ -198,11 +199,14 @@ def _tracked(made: _Run) -> Iterator[None]:
             say(made.console, complaint, style="yellow")
 
 
-def _save(module: LightningModule, target: Path, recipe: Recipe, folder: Path) -> None:
+def _save(
+    module: LightningModule, target: Path, state: Mapping[str, torch.Tensor], recipe: Recipe, folder: Path
+) -> None:
     assert isinstance(module, Bagpiper)
     write_model(
         module,
         target,
+        state,
         generation=recipe.sampling,
         lora=recipe.stage.lora,
         stage=recipe.stage.name,
@@ -245,17 +249,16 @@ def _fit(made: _Run) -> list[Heard]:
             trainer.fit(made.model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if data.ledger.as_metrics() != counts:  # examples were lost while training
         say(made.console, data.ledger.summary())
-    if not trainer.is_global_zero:
-        return []
-    last = list_checkpoints(folder)[-1]
-    publish(last, folder / "model")
-    return _listen(made, last.step)
+    if trainer.is_global_zero:
+        publish(list_checkpoints(folder)[-1], folder / "model")
+    return _listen(made)
 
 
-def _listen(made: _Run, step: int) -> list[Heard]:
+def _listen(made: _Run) -> list[Heard]:
     """Listen once more, to at least ``SHOWN`` held-out examples of each direction."""
     recipe, listening = made.recipe, made.callbacks.listening
     settings = replace(recipe.listening, from_valid=max(SHOWN, recipe.listening.from_valid))
     listening.prompts = make_prompts(settings, [example.conversation for example in made.examples.valid])
     model = made.model.to(made.trainer.strategy.root_device)
-    return listening.listen(model, step) if listening.prompts else []
+    step = max(recipe.trainer.max_steps, made.start.step if made.start else 0)
+    return listening.listen(model, step, answers=made.trainer.is_global_zero)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning import Callback, LightningModule
+from lightning import Callback
 from rich.console import Console
 
-from bagpiper.callbacks.checkpoint import Checkpoints
+from bagpiper.callbacks.checkpoint import Checkpoints, SaveModel
 from bagpiper.callbacks.clock import Clock
 from bagpiper.callbacks.frame_dropout import FrameDropout
 from bagpiper.callbacks.listening import Listening, make_prompts
@@ -34,7 +34,7 @@ class Context:
         folder: of the run.
         console: where progress is told.
         train, valid: examples.
-        save_model: writes the weights of the module to a folder.
+        save_model: see ``Checkpoints``.
         sinks: where records go; empty on ranks that write nothing, which show no progress either.
         still_ours: raises a UserError when another process has taken the run folder.
         counts: of the data; they change when examples are lost while training.
@@ -46,7 +46,7 @@ class Context:
     console: Console
     train: Sequence[Example]
     valid: Sequence[Example]
-    save_model: Callable[[LightningModule, Path], None]
+    save_model: SaveModel
     sinks: Sequence[Sink]
     still_ours: Callable[[], None] = lambda: None
     counts: Callable[[], dict[str, float]] = dict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,11 +14,17 @@ from lightning import LightningModule, Trainer
 
 from bagpiper.callbacks.clock import Clock
 from bagpiper.callbacks.step import StepCallback
+from bagpiper.errors import UserError
 from bagpiper.files import replacing_folder
+from bagpiper.ops.shards import whole_state
 from bagpiper.training.checkpoints import checkpoint_at, prune
 from bagpiper.training.run_folder import disk_errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+SaveModel = Callable[[LightningModule, Path, Mapping[str, torch.Tensor]], None]
+"""Writes the weights of a module, given as a state dict of whole tensors, to a folder."""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -47,7 +53,7 @@ class Checkpoints(StepCallback):
     def __init__(
         self,
         run_dir: Path,
-        save_model: Callable[[LightningModule, Path], None],
+        save_model: SaveModel,
         recipe: str,
         *,
         every: int,
@@ -60,7 +66,7 @@ class Checkpoints(StepCallback):
 
         Args:
             run_dir: the run.
-            save_model: writes the weights of the module to a folder.
+            save_model: writes the module's weights, given as a state dict, to a folder.
             recipe: the recipe of the run as YAML, which a resumed run is compared with.
             every: steps between two checkpoints.
             keep: newest checkpoints kept.
@@ -138,14 +144,32 @@ class Checkpoints(StepCallback):
         for make_durable in self._before:
             make_durable()
         checkpoint = checkpoint_at(self.run_dir, trainer.global_step)
-        with disk_errors(self.run_dir):
-            if checkpoint.state.is_file():
-                return  # resumed from it and stopped again before the next step
-            if not trainer.is_global_zero:
-                trainer.save_checkpoint(checkpoint.state)  # takes part in collectives, writes nothing
-                return
-            with replacing_folder(checkpoint.folder) as folder:
-                self._save_model(module, folder / "model")
+        if trainer.strategy.broadcast(checkpoint.state.is_file()):
+            return  # resumed from it and stopped again before the next step
+        state = whole_state(module)
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(checkpoint.state)  # takes part; rank 0 says where to
+            self._hear_of_main(trainer)
+            return
+        failure: Exception | None = None
+        try:
+            with disk_errors(self.run_dir), replacing_folder(checkpoint.folder) as folder:
                 trainer.save_checkpoint(folder / "resume" / checkpoint.state.name)
                 (folder / "resume" / checkpoint.recipe.name).write_text(self._recipe, encoding="utf-8")
-            prune(self.run_dir, self._keep)
+                self._save_model(module, folder / "model", state)
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            trainer.strategy.broadcast(None if failure is None else str(failure))
+        prune(self.run_dir, self._keep)
+
+    def _hear_of_main(self, trainer: Trainer) -> None:
+        """Wait until rank 0 has written the rest.
+
+        Raises:
+            UserError: it could not; this rank would wait for it for ever.
+        """
+        failure = trainer.strategy.broadcast(None)
+        if failure is not None:
+            raise UserError(failure)

@@ -22,6 +22,7 @@ from bagpiper.inference.answerer import Answerer, LoadedModel, Request
 from bagpiper.inference.generate import Answer
 from bagpiper.language.conversation import Clip, Conversation, Message, Modality
 from bagpiper.model import Bagpiper
+from bagpiper.ops.shards import gathered
 from bagpiper.recipe.settings import GenerationSettings, ListeningSettings
 
 LISTENING = "listening"
@@ -226,12 +227,23 @@ class Listening(StepCallback):
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Listen if it is time."""
         due = self.every and step % self.every == 0 and step < trainer.max_steps  # the run listens when it has ended
-        if due and trainer.is_global_zero:
-            self.listen(module, step)
+        if due:
+            self.listen(module, step, answers=trainer.is_global_zero)
 
-    def listen(self, module: torch.nn.Module, step: int) -> list[Heard]:
-        """Listen now; files go to ``listening/step-N``."""
+    def listen(self, module: torch.nn.Module, step: int, *, answers: bool = True) -> list[Heard]:
+        """Listen now; files go to ``listening/step-N``.
+
+        Args:
+            module: the model.
+            step: which it has reached.
+            answers: whether this rank is the one that answers; the others lend it their parts of a model that is
+                spread, and hear nothing.
+        """
+        if not self.prompts:
+            return []
         folder = self.run_dir / LISTENING / f"step-{step:06d}"
-        with self._clock.paused():
+        with self._clock.paused(), gathered(module):
+            if not answers:
+                return []
             answerer = LoadedModel(cast(Bagpiper, module), self._generation)
             return listen(answerer, self.prompts, seed=self._seed, folder=folder)

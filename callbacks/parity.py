@@ -13,7 +13,8 @@ from rich.console import Console
 from bagpiper.console import say
 from bagpiper.data.examples import Example
 from bagpiper.errors import UserError
-from bagpiper.parity.compare import check_parity, choose_examples, is_sharded, write_report
+from bagpiper.ops.shards import is_sharded
+from bagpiper.parity.compare import check_parity, choose_examples, write_report
 from bagpiper.parity.report import ParityReport
 from bagpiper.recipe.settings import Recipe
 

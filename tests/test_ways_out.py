@@ -375,12 +375,6 @@ def test_of_a_device_of_apples(desk: Desk) -> None:
     desk.train("device=cpu")
 
 
-def test_of_a_strategy_that_does_not_exist_yet(desk: Desk) -> None:
-    message = desk.untrained("trainer.strategy=fsdp2")
-    assert "use ddp, or one device with stage.lora" in message
-    desk.train("stage.name=sft", "stage.lora={rank: 2}")
-
-
 def test_of_layers_that_lora_does_not_find(desk: Desk) -> None:
     sft = ["stage.name=sft", "stage.lora.rank=2"]
     error = desk.call("train", desk.write(), *sft, "stage.lora.targets=[nothing]").exception

@@ -79,11 +79,12 @@ def _train(recipe: Recipe, resume: bool) -> None:
 
     from bagpiper.console import say
 
-    console = Console()
     with overheard(typer.Exit) as others:
         from bagpiper.callbacks.checkpoint import Stopped
         from bagpiper.run import run
+        from bagpiper.training.process import is_main
 
+        console = Console(quiet=not is_main())  # one of several ranks tells what all of them do
         try:
             finished = run(recipe, resume, console)
         except Stopped as stopped:

@@ -56,15 +56,6 @@ def write_report(report: ParityReport, folder: Path) -> None:
     write_text(folder / FILE, json.dumps(report.as_json(), indent=2) + "\n")
 
 
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether parameters are spread over devices (FSDP2)."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 # -- which examples ----------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,7 @@ def clashes(recipe: Recipe, *, ready: bool) -> Iterator[Clash]:
     yield from _data(recipe)
     yield from _stage(recipe)
     yield from _run(recipe)
+    yield from _sharding(recipe)
     if ready:
         yield from _files(recipe)
 
@@ -265,6 +266,15 @@ def _run(recipe: Recipe) -> Iterator[Clash]:
             yield _clash(message, f"generation.{modality}.min_rows", f"generation.{modality}.max_rows")
     if recipe.eval.at_end and not recipe.data.sources and recipe.data.soundscapes and not recipe.data.soundscapes.test:
         yield _clash("nothing to evaluate on: data.soundscapes.test is 0", "eval.at_end", "data.soundscapes.test")
+
+
+def _sharding(recipe: Recipe) -> Iterator[Clash]:
+    if recipe.trainer.strategy != "fsdp2":
+        return
+    if recipe.optimizer.name == "muon":
+        yield _clash("muon needs whole matrices; use adamw, or ddp", "optimizer.name", "trainer.strategy")
+    if recipe.stage.lora is not None and recipe.stage.lora.quantize != "none":
+        yield _clash("layers in 4 bits are not spread; use ddp", "stage.lora.quantize", "trainer.strategy")
 
 
 def _files(recipe: Recipe) -> Iterator[Clash]:

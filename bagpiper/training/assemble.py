@@ -18,7 +18,8 @@ from bagpiper.model import Bagpiper
 from bagpiper.recipe.model_config import find_model, read_config
 from bagpiper.recipe.settings import DataSettings, Recipe
 from bagpiper.training.optimizer import build_optimizer, build_schedule
-from bagpiper.training.stages import apply_stage
+from bagpiper.training.sharding import shard
+from bagpiper.training.stages import apply_stage, make_masters
 from bagpiper.weights.model_folder import load_model, read_provenance
 
 
@@ -75,7 +76,13 @@ def start_model(recipe: Recipe) -> tuple[Bagpiper, dict[str, Any]]:
 def make_ready(model: Bagpiper, recipe: Recipe) -> Bagpiper:
     """Apply the stage and choose the optimizer; ``model`` is one just built or one loaded from a checkpoint."""
     apply_stage(model, recipe.stage)
-    set_compute_dtype(model.llm, torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32)
+    is_bf16 = recipe.trainer.precision == "bf16-mixed"
+    model.takes_part = recipe.trainer.devices * recipe.trainer.nodes > 1 or recipe.trainer.strategy != "auto"
+    if recipe.trainer.strategy == "fsdp2":
+        model.spread = lambda trained: shard(trained, bf16=is_bf16)
+    else:
+        make_masters(model.parameters())
+    set_compute_dtype(model.llm, torch.bfloat16 if is_bf16 else torch.float32)
     if recipe.trainer.gradient_checkpointing:
         model.llm.gradient_checkpointing()
     if recipe.trainer.compile:

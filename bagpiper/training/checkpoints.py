@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from bagpiper.errors import Diverged, UserError, reason
 from bagpiper.pretrained import fault_of
 
 STATE_VERSION = 1
+OPTIMIZER = "optimizer"
+"""Folder beside ``state.pt`` with the optimizer's state where it is spread over ranks, a file of each."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -147,15 +150,41 @@ class StateFile(TorchCheckpointIO):
         torch.save({**state, "bagpiper_state_version": STATE_VERSION}, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it; the empty ``state_dict`` is for Lightning, which insists on one.
-
-        Raises:
-            UserError: written by another version of the format.
-        """
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state.get("bagpiper_state_version") != STATE_VERSION:
-            raise UserError(
-                f"{path} has version {state.get('bagpiper_state_version')} of the resume format, this bagpiper reads "
-                f"{STATE_VERSION}; finish the run with the release that began it"
-            )
+        """Read it; the empty ``state_dict`` is for Lightning, which insists on one."""
+        state = read_state(path)
+        sharded = Path(path).parent / OPTIMIZER
+        if "optimizer_states" not in state and sharded.is_dir():
+            state["optimizer_states"] = [by_number(_whole(sharded))]
         return {**state, "state_dict": {}}
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What stands in a ``state.pt``.
+
+    Raises:
+        UserError: written by another version of the format.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("bagpiper_state_version") != STATE_VERSION:
+        raise UserError(
+            f"{path} has version {state.get('bagpiper_state_version')} of the resume format, this bagpiper reads "
+            f"{STATE_VERSION}; finish the run with the release that began it"
+        )
+    return state
+
+
+def by_number(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state by names of parameters, as by their numbers in the order of its groups."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {numbers[name]: own for name, own in state["state"].items()}, "param_groups": groups}
+
+
+def _whole(sharded: Path) -> Any:
+    """What is in a folder of shards, put together; for a moment it is on the disk a second time."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=sharded.parents[2]) as folder:
+        dcp_to_torch_save(sharded, Path(folder, "whole.pt"))
+        return torch.load(Path(folder, "whole.pt"), weights_only=True)

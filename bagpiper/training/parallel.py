@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from bagpiper.errors import UserError
 from bagpiper.recipe.settings import Recipe
+from bagpiper.training.sharding import Sharded
 
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
@@ -16,7 +17,7 @@ def placement(recipe: Recipe) -> dict[str, Any]:
     """The Trainer's arguments for accelerator, devices and strategy.
 
     Raises:
-        UserError: the device is not there, or the strategy is not supported yet.
+        UserError: the device is not there.
     """
     import torch
 
@@ -25,17 +26,18 @@ def placement(recipe: Recipe) -> dict[str, Any]:
         raise UserError("device is cuda, but PyTorch finds no CUDA device; use device=cpu or install a CUDA build")
     if recipe.device == "mps" and not torch.backends.mps.is_available():
         raise UserError("device is mps, but PyTorch finds none; use device=cpu")
-    if trainer.strategy == "fsdp2":
-        raise UserError("trainer.strategy=fsdp2 is not supported yet; use ddp, or one device with stage.lora")
-    several = trainer.devices * trainer.nodes > 1
     return {
         "accelerator": _ACCELERATORS[recipe.device],
         "devices": trainer.devices,
         "num_nodes": trainer.nodes,
-        "strategy": _ddp() if several or trainer.strategy == "ddp" else "auto",
+        "strategy": _strategy(recipe),
     }
 
 
-def _ddp() -> DDPStrategy:
-    # a pack may hold no clip to hear, and then the encoder and the adaptor get no gradient in that micro-batch
-    return DDPStrategy(find_unused_parameters=True)
+def _strategy(recipe: Recipe) -> Strategy | str:
+    world = recipe.trainer.devices * recipe.trainer.nodes
+    if recipe.trainer.strategy == "fsdp2":
+        return Sharded(world)
+    if world > 1 or recipe.trainer.strategy == "ddp":
+        return DDPStrategy(find_unused_parameters=False)  # every parameter gets a gradient: ``Bagpiper.takes_part``
+    return "auto"

@@ -29,6 +29,7 @@ HARMLESS = (
     "trainer.keep_checkpoints",
     "trainer.log_every",
     "trainer.threads",
+    "trainer.strategy",
     "data.on_bad_example",
     "data.workers",
     "data.cache",

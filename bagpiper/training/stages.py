@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from bagpiper.model import Bagpiper
@@ -34,10 +36,14 @@ def apply_stage(model: Bagpiper, stage: StageSettings) -> None:
         parameter.requires_grad_(parameter.is_floating_point() and (full or is_lora))
     for rows in (model.input_rows, model.output_rows):
         rows.text.requires_grad_(full)
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()  # master weights: a bf16 checkpoint is trained in float32
     model.train()
+
+
+def make_masters(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Keep what trains in float32 at least: a checkpoint in bfloat16 is trained with float32 masters."""
+    for parameter in parameters:
+        if parameter.requires_grad and parameter.dtype.itemsize < torch.float32.itemsize:
+            parameter.data = parameter.data.float()
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

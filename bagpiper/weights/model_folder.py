@@ -57,12 +57,22 @@ def save_model(
         store: folder that keeps frozen tensors once by hash; the model folder then holds a hard link.
     """
     with replacing_folder(folder) as temporary:
-        write_model(model, temporary, generation=generation, lora=lora, stage=stage, provenance=provenance, store=store)
+        write_model(
+            model,
+            temporary,
+            model.state_dict(),
+            generation=generation,
+            lora=lora,
+            stage=stage,
+            provenance=provenance,
+            store=store,
+        )
 
 
 def write_model(
     model: Bagpiper,
     folder: Path,
+    state: Mapping[str, torch.Tensor],
     *,
     generation: GenerationSettings,
     lora: LoraSettings | None = None,
@@ -70,9 +80,16 @@ def write_model(
     provenance: Mapping[str, Any] | None = None,
     store: Path | None = None,
 ) -> None:
-    """Write the files of ``save_model`` into a new folder that the caller syncs and names."""
+    """Write the files of ``save_model`` into a new folder that the caller syncs and names.
+
+    Args:
+        model: whose parameters may be spread over ranks.
+        folder: the new folder.
+        state: the model's state dict, of whole tensors.
+        generation, lora, stage, provenance, store: as for ``save_model``.
+    """
     folder.mkdir(exist_ok=True)
-    trained, frozen = _split(model)
+    trained, frozen = _split(model, state)
     write_tensors(folder, TRAINED, trained)
     if store is None:
         write_tensors(folder, FROZEN, frozen)
@@ -267,10 +284,11 @@ def portable_settings(model: Bagpiper) -> ModelSettings:
     )
 
 
-def _split(model: Bagpiper) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _split(
+    model: Bagpiper, state: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """State dict as (trained, frozen); a tied tensor is written under each of its names."""
     trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    state = model.state_dict()
     trained = {name: tensor for name, tensor in state.items() if name in trains}
     return trained, {name: tensor for name, tensor in state.items() if name not in trains}
 

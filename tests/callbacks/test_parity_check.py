@@ -16,7 +16,7 @@ from bagpiper.callbacks import parity as callback
 from bagpiper.callbacks.parity import ParityCheck
 from bagpiper.errors import UserError
 from bagpiper.llms.cache import KeyValueCache
-from bagpiper.parity.compare import is_sharded
+from bagpiper.ops.shards import is_sharded
 from bagpiper.parity.report import STEP, Comparison, ParityReport
 from bagpiper.run import run
 from bagpiper.training import begin

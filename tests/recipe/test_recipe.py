@@ -219,6 +219,8 @@ def test_one_mistake_each(tmp_path: Path, text: str, message: str) -> None:
         (["generation.text.max_rows=4", "generation.text.min_rows=5"], "is more than max_rows (4)"),
         (["eval.at_end=true", "data.soundscapes.test=0"], "eval.at_end: nothing to evaluate on"),
         (["trainer.devices=2", "device=mps"], "one process only on mps"),
+        (["trainer.strategy=fsdp2", "optimizer.name=muon"], "muon needs whole matrices; use adamw, or ddp"),
+        (["trainer.strategy=fsdp2", "stage.lora.quantize=nf4"], "layers in 4 bits are not spread; use ddp"),
         (["model.llm.config=null"], "needs source (weights) or config (random weights)"),
         (["model.llm.source=a/b"], "leave out config or source"),
         (["model.llm={name: hf, source: ./nowhere}"], "no such file or folder: './nowhere'"),

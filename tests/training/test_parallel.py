@@ -1,13 +1,8 @@
 """Several ranks."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from ranks import start_ranks
 from runs import tiny_recipe
 from safetensors.torch import load_file
 
@@ -32,40 +27,9 @@ main()
 """
 
 
-def start_ranks(*arguments, stop_at):
-    """Run a command of ours on two ranks as torchrun would; rank 1 gets a SIGTERM at a micro-batch.
-
-    Returns:
-        Exit status and standard error of each rank.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "pytest",
-        "STOP_AT": str(stop_at),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, *map(str, arguments)],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            cwd=Path(__file__).resolve().parents[2],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        return [(errors, rank.returncode) for rank in ranks for errors in (rank.communicate(timeout=200)[1],)]
-    finally:
-        for rank in ranks:
-            rank.kill()
+def ranks_of(*arguments, stop_at):
+    """Run a command of ours on two ranks; rank 1 gets a SIGTERM at a micro-batch."""
+    return start_ranks(CHILD, *arguments, more={"STOP_AT": str(stop_at)})
 
 
 def test_two_ranks_stop_together_go_on_and_equal_one_rank(tmp_path, shared_parts):
@@ -75,10 +39,10 @@ def test_two_ranks_stop_together_go_on_and_equal_one_rank(tmp_path, shared_parts
     """
     recipe = tiny_recipe(tmp_path / "two", shared_parts, devices=2, accumulate=1, validate_every=2, checkpoint_every=2)
     (tmp_path / "two.yaml").write_text(dump_recipe(recipe))
-    stopped = start_ranks("train", tmp_path / "two.yaml", stop_at=2)
+    stopped = ranks_of("train", tmp_path / "two.yaml", stop_at=2)
     assert [status for _, status in stopped] == [143, 143], stopped
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "two")] == [2, 3]
-    ended = start_ranks("train", "--resume", tmp_path / "two", stop_at=-1)
+    ended = ranks_of("train", "--resume", tmp_path / "two", stop_at=-1)
     assert [status for _, status in ended] == [0, 0], ended
     one = run(tiny_recipe(tmp_path / "one", shared_parts, accumulate=2)).folder
     two, reference = (load_file(f / "model" / "trained.safetensors") for f in (tmp_path / "two", one))
