@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -150,11 +150,15 @@ class Bagpiper(LightningModule):
         """The five parts by kind."""
         return {name: getattr(self, name) for name in PARTS}
 
-    def fingerprint(self) -> str:
-        """Hash of what the ids mean: layout, tokenizer, codec weights, pattern, stream weights."""
+    def fingerprint(self, codec: Mapping[str, torch.Tensor] | None = None) -> str:
+        """Hash of what the ids mean: layout, tokenizer, codec weights, pattern, stream weights.
+
+        Args:
+            codec: state dict in place of the codec's own, which may have no weights yet.
+        """
         return self.vocabulary.fingerprint(
             tokenizer=self.tokenizer.hash(),
-            codec=self.codec.weights_hash(),
+            codec=self.codec.weights_hash(codec),
             pattern=self.settings.pattern,
             stream_weights=self.template.stream_weights,
         )

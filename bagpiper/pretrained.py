@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +15,7 @@ from bagpiper.errors import brief, reason, shown
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".th", ".json")
 _FOREIGN = "is not a safetensors file; copy or fetch it again"
+_NUMBER = re.compile(r"\.\d+")
 _LISTED = 3
 _LARGEST = 1 << 46
 """Bytes that no file has: what promises more is something else."""
@@ -50,9 +53,21 @@ def load_weights(model_class: Any, source: str, where: str, part: str = "", **op
         part: beginning of the names that matter; the rest of the model is thrown away.
 
     Raises:
-        ValueError: as ``read_pretrained``, or the files lack tensors of the model.
+        ValueError: as ``read_pretrained``; or the files lack tensors of the model, or do not fit its config.
     """
-    model, report = read_pretrained(model_class, source, where, output_loading_info=True, dtype="float32", **options)
+    options = {**options, "output_loading_info": True, "dtype": "float32", "ignore_mismatched_sizes": True}
+    model, report = read_pretrained(model_class, source, where, **options)
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{where}: {name} in {shown(source, 200)} has shape {list(found)}, by its config.json {list(wanted)}; put "
+            "the two together that were written together"
+        )
+    more = _further(report["unexpected_keys"], model.state_dict())
+    if more:
+        raise ValueError(
+            f"{where}: {shown(source, 200)} has more layers than its config.json says ({more}); put the two together "
+            "that were written together"
+        )
     missing = sorted(name for name in report["missing_keys"] if name.startswith(part))
     if missing:
         more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
@@ -61,6 +76,12 @@ def load_weights(model_class: Any, source: str, where: str, part: str = "", **op
             f"{', '.join(missing[:_LISTED])}{more}; these would be random. Name a complete model of this kind"
         )
     return model
+
+
+def _further(unexpected: Iterable[str], known: Iterable[str]) -> str | None:
+    """A tensor that a model has too, but for the number of its layer; other tensors belong to parts that it has not."""
+    kinds = {_NUMBER.sub(".#", name) for name in known}
+    return next((name for name in sorted(unexpected) if _NUMBER.sub(".#", name) in kinds), None)
 
 
 def fault_of(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from bagpiper.console import say
 from bagpiper.data.module import PackDataModule
 from bagpiper.errors import refusals_are_users
 from bagpiper.evaluation.probe import FILE as EVAL
-from bagpiper.evaluation.probe import TABLE, evaluate, read_items
+from bagpiper.evaluation.probe import TABLE, check_corpus, evaluate
 from bagpiper.model import Bagpiper
 from bagpiper.ops.precision import matmul_precision
 from bagpiper.overheard import LOG, keep_in, overheard
@@ -34,10 +34,10 @@ from bagpiper.tracking.records import Sink
 from bagpiper.training import run_folder
 from bagpiper.training.assemble import build_layout
 from bagpiper.training.begin import Beginning, begin, new_model
-from bagpiper.training.checkpoints import Checkpoint, list_checkpoints, publish, way_back
+from bagpiper.training.checkpoints import Checkpoint, data_state, list_checkpoints, publish, way_back
 from bagpiper.training.parallel import placement
 from bagpiper.training.prepare import Examples, prepare_codes, prepare_examples
-from bagpiper.training.process import is_main, quiet_lightning, rank, threads
+from bagpiper.training.process import is_main, own_group, quiet_lightning, rank, threads
 from bagpiper.training.stages import count_parameters
 from bagpiper.training.trainer import build_trainer
 from bagpiper.weights.model_folder import write_model
@@ -87,7 +87,7 @@ def run(
         Diverged: a loss or gradient is not finite; checkpoints are from before that step.
     """
     console = console or Console(quiet=not is_main())
-    with overheard(Stopped), ExitStack() as held:
+    with overheard(Stopped), own_group(), ExitStack() as held:
         with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
             evaluates = _evaluates(recipe, console)
@@ -130,7 +130,8 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
     model = begun.model
     if model is None:
         model = new_model(recipe, folder, examples, console, is_main=main)
-    sinks: list[Sink] = [JsonLines(folder / run_folder.METRICS)] if main else []
+    records = JsonLines(folder / run_folder.METRICS)
+    sinks: list[Sink] = [records] if main else []
     callbacks = build_callbacks(
         Context(
             recipe=recipe,
@@ -149,6 +150,11 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
         recipe, trainer_arguments, callbacks.all, SinkLogger(sinks, folder), can_validate=bool(examples.valid)
     )
     data = _data(recipe, folder, model, examples, trainer, console)
+    if begun.start is not None:
+        data.check(data_state(begun.start))
+    begun.commit()
+    if main:
+        records.begin()
     store = _store(recipe, folder, console, begun) if main and recipe.tracking.enabled else None
     return _Run(recipe, folder, console, begun.start, examples, model, trainer, callbacks, data, store)
 
@@ -160,7 +166,7 @@ def _evaluates(recipe: Recipe, console: Console) -> bool:
     if not recipe.can_evaluate:
         say(console, f"eval: {evaluation(recipe)}", style="yellow")
         return False
-    read_items(recipe.corpus_folder, "test", recipe.eval.clips)
+    check_corpus(recipe.corpus_folder, "test", recipe.eval.clips, recipe.eval.cycles, recipe.generation.max_seconds)
     return True
 
 

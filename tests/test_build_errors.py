@@ -6,20 +6,28 @@ Each of these ended in a traceback; ``run`` has one border that turns them all.
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from desk import Desk, make_desk
 from runs import Shared
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import TEXTS
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bagpiper.data.codes import _HEADER, CodeCache
+from bagpiper.encoders.configs import WhisperConfig
 from bagpiper.errors import UserError, refusals_are_users
 from bagpiper.llms.configs import HfConfig, TokenizerConfig
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.training.checkpoints import list_checkpoints
+from bagpiper.training.run_folder import read_recipe
 
 
 @pytest.fixture
@@ -103,6 +111,68 @@ def test_a_codec_that_is_cut_off_is_named(desk: Desk, kept: int) -> None:
     assert "fetch it again" in message
 
 
+@pytest.mark.parametrize(("key", "value"), [("hidden_size", 32), ("vocab_size", 301), ("num_hidden_layers", 2)])
+def test_a_config_that_is_not_that_of_the_weights_is_told(desk: Desk, published: Path, key: str, value: int) -> None:
+    path = published / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    message = told(desk)
+    assert str(published) in message and "ignore_mismatched" not in message
+
+
+def test_a_config_with_fewer_layers_than_the_weights_is_told(desk: Desk, published: Path) -> None:
+    """Half of the LLM was trained, without a word."""
+    path = published / "config.json"
+    config = LlamaConfig.from_pretrained(published)
+    config.num_hidden_layers = 2
+    with torch.random.fork_rng():
+        LlamaForCausalLM(config).save_pretrained(published)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 1}))
+    assert "more layers than its config.json says (model.layers.1." in told(desk)
+
+
+@pytest.mark.parametrize("fault", ["no config", "odd config", "a tensor less", "another shape", "nan"])
+def test_a_codec_with_other_content_is_told(desk: Desk, fault: str) -> None:
+    whole = Path(str(desk.recipe.model.codec.path))
+    with safe_open(whole, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    first = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim > 1)
+    if fault == "no config":
+        del header["config"]
+    elif fault == "odd config":
+        header["config"] = "[]"
+    elif fault == "a tensor less":
+        del tensors[first]
+    elif fault == "another shape":
+        tensors[first] = tensors[first][:1].clone()
+    else:
+        tensors[first] = tensors[first] * torch.nan
+    path = desk.path / "codec.safetensors"
+    save_file(tensors, path, header)
+    assert str(path) in told(desk, f"model.codec.path={path}")
+
+
+def test_codes_beyond_the_codebook_are_told(desk: Desk) -> None:
+    """A cache with a right checksum and wrong codes ended in a traceback of 100 lines."""
+    desk.recipe.data.cache = str(desk.path / "cache")
+    desk.train("trainer.max_steps=1")
+    for path in (desk.path / "cache").rglob("*.codes"):
+        codes = CodeCache._load(path)
+        body = np.full_like(codes, 8, dtype="<i2").tobytes()
+        path.write_bytes(_HEADER.pack(b"bpcodes1", zlib.crc32(body), *codes.shape, 2) + body)
+    message = told(desk, f"run_dir={desk.path / 'another'}")
+    assert "not all from 0 to 7" in message and "remove the cache folder" in message
+
+
+def test_clips_beyond_the_reach_of_the_encoder_are_told_before_training(desk: Desk) -> None:
+    """The first step found it, with a traceback."""
+    config = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 1, "encoder_ffn_dim": 8}
+    config |= {"num_mel_bins": 80, "max_source_positions": 40}
+    desk.recipe.model.encoder = WhisperConfig(config=config, output_width=8)
+    message = desk.untrained()
+    assert "states, but the encoder's positions reach 40" in message
+
+
 # -- files of a run ------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +210,62 @@ def test_a_fingerprint_that_is_no_json_is_named(two_steps: Desk) -> None:
     path = two_steps.run / "fingerprint.json"
     path.write_text("{")
     assert f"{path}: not JSON" in two_steps.unresumed("trainer.max_steps=3")
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(two_steps: Desk) -> None:
+    """The recipe and the records of a refused plan were kept, and the next resume followed them."""
+    before = {
+        path: path.read_bytes() for path in two_steps.run.rglob("*") if path.is_file() and "cache" not in path.parts
+    }
+    changed = [f"data.soundscapes.folder={two_steps.path / 'another'}", "data.soundscapes.train=20"]
+    kept = ["trainer.max_steps=9", "optimizer.decay_end_step=100"]
+    assert "cannot change" in two_steps.unresumed(*changed, *kept)
+    corpus = Path(read_recipe(two_steps.run)["data"]["soundscapes"]["folder"]) / "train.jsonl"
+    lines = corpus.read_text()
+    try:
+        corpus.write_text(lines.replace("caption", "Caption", 0).replace("sound", "noise"))
+        message = two_steps.unresumed(*kept)
+    finally:
+        corpus.write_text(lines)
+    assert "not that of the checkpoint" in message
+    after = {
+        path: path.read_bytes() for path in two_steps.run.rglob("*") if path.is_file() and "cache" not in path.parts
+    }
+    assert before.keys() == after.keys()
+    assert [path for path in before if before[path] != after[path]] == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "version https://git-lfs.github.com/spec/v1"])
+@pytest.mark.parametrize("name", ["started_from.json", "fingerprint.json", "metrics.jsonl"])
+def test_a_damaged_record_is_named_before_anything_is_trained(two_steps: Desk, name: str, content: str) -> None:
+    """`started_from.json` was read when a checkpoint was written: the steps so far were lost."""
+    if name == "metrics.jsonl":
+        content += "\n"
+    (two_steps.run / name).write_text(content)
+    if name == "metrics.jsonl" and not content.strip():
+        pytest.skip("an empty line")
+    assert name in two_steps.unresumed("trainer.max_steps=3")
+    assert list_checkpoints(two_steps.run)[-1].step == 2
+
+
+def test_the_way_out_of_a_run_without_an_older_checkpoint(desk: Desk) -> None:
+    """It was advised to remove the checkpoint and to begin again, which `model/` forbids."""
+    desk.train()
+    (only,) = list_checkpoints(desk.run)
+    only.state.write_bytes(b"")
+    message = desk.unresumed("trainer.max_steps=3")
+    assert f"start_from={only.model}" in message
+    desk.train(f"start_from={only.model}", f"run_dir={desk.path / 'another'}")
+    shutil.rmtree(only.folder)
+    message = desk.unresumed("trainer.max_steps=3")
+    assert f"start_from={desk.run / 'model'}" in message
+    desk.train(f"start_from={desk.run / 'model'}", f"run_dir={desk.path / 'third'}")
+
+
+def test_a_state_of_something_else_is_told(two_steps: Desk) -> None:
+    newest = list_checkpoints(two_steps.run)[-1]
+    torch.save({"model": 1}, newest.state)
+    assert f"{newest.state} is no state of a run" in two_steps.unresumed("trainer.max_steps=3")
 
 
 # -- the border ----------------------------------------------------------------------------------------------------

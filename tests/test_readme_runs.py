@@ -82,11 +82,39 @@ def test_a_corpus_that_is_there_is_evaluated_on(own: Desk, shared_parts: Shared)
     assert json.loads((own.run / "eval.json").read_text())["clips"] == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}\n{}\n", '{"audio": 3}\n' * 2, "[]\n" * 2])
+LINE = {
+    "id": "a",
+    "audio": "../../0.flac",
+    "caption": "noise",
+    "duration": 1.0,
+    "facts": {"background": "x", "events": []},
+}
+
+
+def lines(**changes: object) -> str:
+    return 2 * (json.dumps({**LINE, **changes}) + "\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "{}\n{}\n", '{"audio": 3}\n' * 2, "[]\n" * 2),
+        *(lines(facts=facts) for facts in ({}, None, "x", {"background": "x"})),
+        *(lines(duration=seconds) for seconds in (None, "x", 0, 1e9, float("nan"))),
+        lines(caption=None),
+        lines(audio="gone.flac"),
+    ],
+)
 def test_a_corpus_that_cannot_be_evaluated_on_is_told_before_training(own: Desk, content: str) -> None:
     own.recipe.data.soundscapes = None
     (own.run / "corpus").mkdir(parents=True)
     manifest = own.run / "corpus" / "test.jsonl"
     manifest.write_text(content)
-    assert str(manifest) in own.untrained()
+    message = own.untrained()
+    assert str(manifest) in message or str(manifest.parent / "gone.flac") in message
     assert not (own.run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("key", ["eval.cycles", "eval.clips"])
+def test_one_clip_is_no_evaluation(own: Desk, key: str) -> None:
+    assert f"{key}: chance is measured by pairing clips" in own.untrained(f"{key}=1")

@@ -167,8 +167,8 @@ def test_of_a_folder_without_a_checkpoint(desk: Desk, monkeypatch: pytest.Monkey
         patch.setattr(Bagpiper, "training_step", lambda *_: 1 / 0)
         assert isinstance(desk.call("train", desk.write()).exception, ZeroDivisionError)
     tokenizer = (desk.run / "tokenizer").stat().st_mtime_ns
-    assert f"start it again with `bagpiper train {desk.run}`" in desk.unresumed()
-    desk.works("train", desk.run)
+    assert f"start it again with `bagpiper train {desk.run} run_dir={desk.run}`" in desk.unresumed()
+    desk.works("train", desk.run, f"run_dir={desk.run}")
     assert desk.trained(2) and (desk.run / "tokenizer").stat().st_mtime_ns == tokenizer
 
 

@@ -236,7 +236,14 @@ class RvqCodec(Codec):
         ]
         if other:
             raise ValueError(f"{path} holds a codec with {', '.join(other)}; change codec rvq in the recipe to match")
-        self.load_state_dict(tensors)
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"codec.path: {brief(path)} is not whole ({reason(error)}); fit the codec again"
+            ) from error
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError(f"codec.path: {brief(path)} holds numbers that are not finite; fit the codec again")
 
     def _require_fitted(self) -> None:
         if not bool(self.fitted):
@@ -269,4 +276,11 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ValueError(f"codec.path: {brief(path)} {fault}; or fit the codec again") from error
     if header.get("format") != _FORMAT:
         raise ValueError(f"{path} is not an rvq codec of this version ({_FORMAT}); fit the codec again")
-    return json.loads(header["config"]), tensors
+    try:
+        settings = json.loads(header["config"])
+        RvqConfig(**settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"codec.path: {brief(path)} does not tell what codec it is ({reason(error)}); fit the codec again"
+        ) from error
+    return settings, tensors

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,7 @@ from bagpiper.recipe.settings import Channel, SourceSettings
 
 _THREADS = 2
 
-_STAMP, _FACTS = 2, 5
+_STAMP, _FACTS = 3, 5
 """Numbers and texts that the clip cache keeps of a file and of the clip in it."""
 
 _NARROWED: dict[Channel, str] = {"first": FIRST_CHANNEL, "mean": MEAN_OF_CHANNELS, "loudest": LOUDEST_CHANNEL}
@@ -247,22 +248,21 @@ def _content(example: Example) -> tuple[tuple[str, str], ...]:
 
 
 class _ClipCache:
-    """What ``inspect_clip`` found, by path, size and time of change: a resumed run need not decode everything."""
+    """What ``inspect_clip`` found, by path, size and times of change: a resumed run need not decode everything."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._known: dict[str, list[Any]] = {}
         if file is not None and file.exists():
-            try:
-                self._known = json.loads(file.read_text("utf-8"))
-            except ValueError:
-                self._known = {}  # damaged: only time is lost
+            with suppress(OSError, ValueError, TypeError, RecursionError):  # damaged: only time is lost
+                found = json.loads(file.read_text("utf-8"))
+                self._known = {path: known for path, known in dict(found).items() if _is_known(known)}
 
     def find(self, path: str) -> ClipInfo | None:
         """The clip, if the file is still the one that was inspected, and all that is asked of it was looked at."""
         known = self._known.get(real_path(path))
-        if known is None or len(known) != _STAMP + _FACTS or known[:_STAMP] != _stamp(path):
-            return None  # files of older versions know less of a clip
+        if known is None or known[:_STAMP] != _stamp(path):
+            return None
         return ClipInfo(path, *known[_STAMP:])
 
     def add(self, clip: ClipInfo) -> None:
@@ -277,13 +277,19 @@ class _ClipCache:
             write_for_user(self._file, json.dumps(self._known).encode())
 
 
+def _is_known(entry: Any) -> bool:
+    """Whether an entry is one of this version; older ones know less of a clip."""
+    kinds = (*(int,) * _STAMP, int, int, str, int, bool)
+    return isinstance(entry, list) and list(map(type, entry)) == list(kinds)
+
+
 def _stamp(path: str) -> list[int]:
-    """Size and time of the last change."""
+    """Size and times of the last change, of the content and of the file: one is kept by ``cp -p`` and ``rsync -t``."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return [-1, -1]
-    return [status.st_size, status.st_mtime_ns]
+        return [-1] * _STAMP
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _inspect(path: str, max_seconds: float | None, cache: _ClipCache) -> ClipInfo | BadAudio:

@@ -65,6 +65,9 @@ class LaidOut:
     seconds: float
 
 
+_REFILL = "remove the cache folder and start again, with --resume if there is a checkpoint"
+
+
 class Layout:
     """Lays examples out, by the promises of the parts' configs and the code cache; it never runs a part.
 
@@ -187,6 +190,12 @@ class Layout:
         else:
             states = self.encoder.num_frames(samples)
             count = self.adaptor.num_frames(states) if states else 0
+            if self.encoder.max_frames is not None and states > self.encoder.max_frames:
+                raise BadExample(
+                    "clip too long",
+                    f"{example.where}: {clip.path} is {clip.seconds:.1f} s long and gives {states} states, but the "
+                    f"encoder's positions reach {self.encoder.max_frames}; take its line out, or cut the clip",
+                )
         if count < 1:
             raise BadExample(
                 "clip too short",
@@ -202,7 +211,12 @@ class Layout:
         if codes.shape != expected:
             raise UserError(
                 f"{measured.example.where}: cached codes of {clip.path} have shape {codes.shape}, the codec promises "
-                f"{expected}; remove the cache folder and start again, with --resume if there is a checkpoint"
+                f"{expected}; {_REFILL}"
+            )
+        if codes.min(initial=0) < 0 or codes.max(initial=0) >= self.codec.codebook_size:
+            raise UserError(
+                f"{measured.example.where}: cached codes of {clip.path} are not all from 0 to "
+                f"{self.codec.codebook_size - 1}, as the codec's are; {_REFILL}"
             )
         return codes
 

@@ -129,11 +129,20 @@ class PackDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stands.
+        """Go on where a checkpoint stands, after ``check``.
 
         With another number of ranks the stream goes on at the same pack, rounded down to a whole micro-batch; that is
         told. Validation examples may be others, for nothing is trained on them; that is told too, because losses from
         here on do not compare with those before.
+        """
+        self.check(state)
+        self._stream = self._make_stream(starts=state["starts"])
+        self.position = state["position"] * state["world"] // self.world
+        if self.rank == 0:
+            self._tell_changes(state)
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Compare the data with a checkpoint's.
 
         Raises:
             UserError: the examples, their order, the budget or the seed are not those of the checkpoint.
@@ -146,10 +155,6 @@ class PackDataModule(LightningDataModule):
                 "weights, token_budget, resampler, channel or seed differ), so the run cannot go on exactly; restore "
                 "the data, or start a new run with start_from=<this run folder> and another run_dir"
             )
-        self._stream = self._make_stream(starts=state["starts"])
-        self.position = state["position"] * state["world"] // self.world
-        if self.rank == 0:
-            self._tell_changes(state)
 
     def _tell_changes(self, state: dict[str, Any]) -> None:
         """What is not as it was when the checkpoint was written, and is allowed."""

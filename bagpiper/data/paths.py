@@ -45,10 +45,15 @@ def path_from(folder: Path, path: str) -> str:
         with suppress(ValueError):  # another drive, on Windows
             relative = os.path.relpath(name, start)
             if same_file(real_path(os.path.join(folder, relative)), path):
-                return relative
+                return _as_read(relative)
     if not same_file(real_path(path), path):
         raise UserError(f"{brief(path)}: cannot be reached from {brief(folder)}; check the links on the way")
     return real_path(path)
+
+
+def _as_read(relative: str) -> str:
+    """A relative path as manifests are read: ``~`` would be somebody's home, and ``data:...`` no file."""
+    return os.path.join(os.curdir, relative) if relative.startswith("~") or ":" in relative else relative
 
 
 def contents(paths: Iterable[str]) -> dict[str, str]:

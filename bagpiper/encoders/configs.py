@@ -11,6 +11,10 @@ OMNI_RATE = 16000
 OMNI_HOP = 160
 
 
+_WHISPER_STATES = 1500
+"""Positions of the published models: 30 s."""
+
+
 @dataclass
 class EncoderConfig:
     """What every encoder promises."""
@@ -21,6 +25,11 @@ class EncoderConfig:
     def width(self) -> int:
         """Size of a state."""
         raise NotImplementedError
+
+    @property
+    def max_frames(self) -> int | None:
+        """States that a clip may have; None where there is no limit."""
+        return None
 
     def num_frames(self, num_samples: int) -> int:
         """States that ``num_samples`` samples (at ``sample_rate``) give."""
@@ -104,6 +113,11 @@ class WhisperConfig(EncoderConfig):
     def width(self) -> int:
         """Size of a state."""
         return self.output_width
+
+    @property
+    def max_frames(self) -> int | None:
+        """See ``EncoderConfig.max_frames``; of a source it is known when that is loaded."""
+        return None if self.config is None else int(self.config.get("max_source_positions", _WHISPER_STATES))
 
     def num_frames(self, num_samples: int) -> int:
         """States: 100 mel frames a second, halved by the second convolution."""

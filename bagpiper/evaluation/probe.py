@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from bagpiper.console import counted
+from bagpiper.data.audio import inspect_clip
 from bagpiper.draws import derive_seed
 from bagpiper.errors import UserError, reason
 from bagpiper.evaluation.table import DIRECTIONS, probe_table, table_text
@@ -37,6 +38,7 @@ Progress = Callable[[int, int], None]
 """(done, total) answers."""
 
 FILE, TABLE = "eval.json", "eval.txt"
+_LONGEST = 3600.0
 LEAST_CLIPS = 2
 """Chance is measured by pairing every clip with another one."""
 
@@ -145,9 +147,7 @@ def evaluate_soundscapes(
         UserError: there is no corpus, or too few clips.
     """
     items = read_items(corpus_folder, split, clips)
-    cycled = items[:cycles]
-    if cycled and len(cycled) < LEAST_CLIPS:
-        raise UserError(f"cycles: give 0, or at least {LEAST_CLIPS} clips, so that chance can be measured")
+    cycled = _cycled(items, cycles)
     asker = _Asker(answerer, _bounded(answerer, items), seed, progress, 2 * (len(items) + len(cycled)))
     recordings = _recordings(corpus_folder)
     truths = [item.facts for item in items]
@@ -189,10 +189,8 @@ def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
     items = []
     for number, line in enumerate(manifest.read_bytes().splitlines()[: clips or None], 1):
         try:
-            known = json.loads(line)
-            clip = Clip(path=str(corpus_folder / known["audio"]))
-            items.append(Item(known["id"], clip, known["caption"], known["duration"], known["facts"]))
-        except (ValueError, KeyError, TypeError) as error:
+            items.append(_item(json.loads(line), corpus_folder))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{manifest}:{number}: not a line of a soundscapes corpus ({reason(error)}); name another corpus, or "
                 "remove its folder and let a run make it again"
@@ -200,6 +198,43 @@ def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
     if len(items) < LEAST_CLIPS:
         raise UserError(f"{manifest}: {len(items)} clips to evaluate on, at least {LEAST_CLIPS} are needed for chance")
     return items
+
+
+def check_corpus(corpus_folder: Path, split: str, clips: int, cycles: int, max_seconds: float) -> None:
+    """Look whether a corpus can be evaluated on, for those who will do it later.
+
+    Args:
+        corpus_folder: what ``make_corpus`` wrote.
+        split: train, valid or test.
+        clips, cycles: as for ``evaluate_soundscapes``.
+        max_seconds: longest clip that is heard, unless the corpus says that it has longer ones.
+
+    Raises:
+        UserError: lines are missing or damaged, clips cannot be read, or they are too few.
+    """
+    items = read_items(corpus_folder, split, clips)
+    _cycled(items, cycles)
+    _recordings(corpus_folder)
+    for item in items:
+        inspect_clip(str(item.clip.path), max(max_seconds, *(item.seconds for item in items)))
+
+
+def _cycled(items: Sequence[Item], cycles: int) -> Sequence[Item]:
+    if len(items[:cycles]) == 1:
+        raise UserError(
+            f"eval.cycles ({cycles}): give 0, or at least {LEAST_CLIPS} clips, so that chance can be measured"
+        )
+    return items[:cycles]
+
+
+def _item(known: Any, corpus_folder: Path) -> Item:
+    """A line of the corpus; what scoring looks at must be there."""
+    clip = Clip(path=str(corpus_folder / known["audio"]))
+    caption, seconds, facts = known["caption"], float(known["duration"]), known["facts"]
+    if not isinstance(caption, str) or not 0 < seconds <= _LONGEST:
+        raise ValueError("its caption must be a text and its duration seconds")
+    score_many([facts] * LEAST_CLIPS, [facts] * LEAST_CLIPS)
+    return Item(str(known["id"]), clip, caption, seconds, facts)
 
 
 def _bounded(answerer: Answerer, items: Sequence[Item]) -> GenerationSettings:

@@ -16,7 +16,7 @@ from bagpiper.interop.resume import Meter, Progress, check_target, continued_fol
 from bagpiper.llms.sources import config_from_fields
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.recipe.model_config import read_config
-from bagpiper.weights.model_folder import TOKENIZER, build_empty, check_fit, read_tensors
+from bagpiper.weights.model_folder import TOKENIZER, build_empty, check_fit, check_language, read_tensors
 from bagpiper.weights.safetensors import chunks_of, plan_shards, shard_file, spec_of, write_shards
 
 STEM = "model"
@@ -51,6 +51,7 @@ def export_backbone(
     model = build_empty(folder, config)
     tensors = read_tensors(folder)
     check_fit(model, tensors, folder)
+    check_language(model, tensors, config, folder)
     hf_config = config_from_fields(model.llm.portable_config().config or {}, config["text_size"])
     names, class_name = _names(hf_config)
     specs = {name: spec_of(tensors[own], dtype) for name, own in names.items()}

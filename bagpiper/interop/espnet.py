@@ -102,10 +102,11 @@ def import_espnet(
     }
     with continued_folder(out, plan) as folder:
         sizes = _write_own(folder, tensors, model, progress)
+        codec = {name: tensors[CODEC + name.removeprefix("model.")] for name in model.codec.state_dict()}
         tokenizer.save(folder / TOKENIZER)
         write_records(
             folder,
-            fingerprint=_fingerprint(model, tensors),
+            fingerprint=model.fingerprint(codec),
             text_size=rows,
             model=portable_settings(model),
             generation=official_generation(system_prompt),
@@ -205,13 +206,3 @@ def _write_own(
 
         write_shards(folder, stem, specs, chunks, advance=advance)
     return {stem: len(specs) for stem, specs in groups.items()}
-
-
-def _fingerprint(model: Bagpiper, tensors: Mapping[str, torch.Tensor]) -> str:
-    codec = {name: tensors[CODEC + name.removeprefix("model.")] for name in model.codec.state_dict()}
-    return model.vocabulary.fingerprint(
-        tokenizer=model.tokenizer.hash(),
-        codec=model.codec.weights_hash(codec),
-        pattern=model.settings.pattern,
-        stream_weights=model.template.stream_weights,
-    )

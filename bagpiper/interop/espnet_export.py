@@ -15,7 +15,7 @@ from bagpiper.interop.resume import Meter, Progress, check_target, continued_fil
 from bagpiper.model import Bagpiper
 from bagpiper.recipe import registry
 from bagpiper.recipe.model_config import read_config
-from bagpiper.weights.model_folder import build_empty, check_fit, read_provenance, read_tensors
+from bagpiper.weights.model_folder import build_empty, check_fit, check_language, read_provenance, read_tensors
 from bagpiper.weights.safetensors import TensorSpec, chunks_of, spec_of
 
 _PARTS = {
@@ -56,6 +56,7 @@ def export_espnet(
     _check_parts(folder, model)
     tensors = read_tensors(folder)
     check_fit(model, tensors, folder)
+    check_language(model, tensors, config, folder)
     weights = torch.from_numpy(model.vocabulary.token_weights(model.template.stream_weights))
     specs = _specs(model, tensors, weights, read_provenance(folder), dtype)
 

@@ -21,6 +21,7 @@ from bagpiper.weights.model_folder import (
     TRAINED,
     build_empty,
     check_fit,
+    check_language,
     generation_of,
     read_provenance,
     read_tensors,
@@ -86,7 +87,9 @@ def merge_folder(folder: Path, out: Path, *, progress: Progress = silent) -> int
         raise UserError(f"{folder} has no LoRA adaptors; there is nothing to merge")
     lora = LoraSettings(**config["lora"])
     tensors = read_tensors(folder)
-    check_fit(build_empty(folder, config), tensors, folder)
+    model = build_empty(folder, config)
+    check_fit(model, tensors, folder)
+    check_language(model, tensors, config, folder)
     plain = build_empty(folder, {**config, "lora": None})
     merged = {name: _find(name, tuple(own.shape), tensors) for name, own in plain.state_dict().items()}
     trained = set(map_tensors(folder, TRAINED))

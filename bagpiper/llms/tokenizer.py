@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bagpiper.errors import reason
+from bagpiper.errors import reason, shown
 from bagpiper.pretrained import fault_of
 
 FILE_NAME = "tokenizer.json"
@@ -33,6 +33,8 @@ class TextTokenizer:
         """Args: tokenizer_json: content of a ``tokenizer.json``."""
         record = json.loads(tokenizer_json)
         record["truncation"] = record["padding"] = None
+        if record["model"].get("dropout"):
+            record["model"]["dropout"] = None  # the same text has the same ids, always
         # The text is kept and written back as it is: another version of the library may spell the same tokenizer
         # otherwise, and the hash must not change with it.
         self._json = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -66,7 +68,12 @@ class TextTokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text is not valid Unicode: {error}; text starts {text[:40]!r}") from error
-        return array("l", self._tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return array("l", self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(
+                f"the tokenizer has no ids for {shown(text)} ({reason(error)}); take one that can encode every text"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; nothing is left out.

@@ -12,6 +12,7 @@ from bagpiper.errors import UserError, brief, shown
 
 FORMAT = 1
 CONFIG = "config.json"
+_KEYS = ("fingerprint", "text_size", "model", "generation", "stage", "lora")
 _STEP = re.compile(r"step-[0-9]+")
 
 
@@ -31,6 +32,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
         raise UserError(f"{brief(path)}: format {shown(found)}, this version of bagpiper reads {FORMAT}")
+    lacking = [key for key in _KEYS if key not in config]
+    if lacking:
+        raise UserError(
+            f"{brief(path)}: lacks {', '.join(lacking)}; put the file back that was written with the weights"
+        )
     return dict(config)
 
 

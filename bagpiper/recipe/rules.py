@@ -264,6 +264,10 @@ def _run(recipe: Recipe) -> Iterator[Clash]:
         if decode.min_rows > decode.max_rows:
             message = f"is more than max_rows ({decode.max_rows})"
             yield _clash(message, f"generation.{modality}.min_rows", f"generation.{modality}.max_rows")
+    if recipe.eval.cycles == 1:
+        yield _clash("chance is measured by pairing clips; give 0, or at least 2", "eval.cycles")
+    if recipe.eval.clips == 1:
+        yield _clash("chance is measured by pairing clips; give 0 for all, or at least 2", "eval.clips")
     if recipe.eval.at_end and not recipe.data.sources and recipe.data.soundscapes and not recipe.data.soundscapes.test:
         yield _clash("nothing to evaluate on: data.soundscapes.test is 0", "eval.at_end", "data.soundscapes.test")
 

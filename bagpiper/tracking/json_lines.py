@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from bagpiper.errors import UserError, reason
 from bagpiper.tracking.records import Record
 
 
@@ -21,16 +22,21 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last: dict[tuple[str, ...], int] = {}
-        if path.exists():
-            self._read()
 
-    def _read(self) -> None:
+    def begin(self) -> JsonLines:
+        """Look what the file has, and cut off a line that a killed process left without an end; returns itself.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         kept = 0
         for record, end in read_records(self.path):
             key = _key(record.split, record.values)
             self._last[key] = max(record.step, self._last.get(key, -1))
             kept = end
-        os.truncate(self.path, kept)
+        if self.path.exists():
+            os.truncate(self.path, kept)
+        return self
 
     def write(self, record: Record) -> None:
         """Append a record, unless the file has it."""
@@ -56,6 +62,9 @@ def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record, int]]:
         path: ``metrics.jsonl``; it need not exist.
         start: offset in bytes of the first line.
 
+    Raises:
+        UserError: a line is no record.
+
     Yields:
         a record, and the offset behind its line. A line without an end is still being written, or was when the process
         was killed.
@@ -67,9 +76,15 @@ def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record, int]]:
         for line in handle:
             if not line.endswith(b"\n"):
                 return
-            values = json.loads(line)
+            try:
+                values = json.loads(line)
+                step, split = values.pop("step"), values.pop("split")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path}: no record at byte {start:,} ({reason(error)}); remove that line, or the file, "
+                    "whose curves are then gone"
+                ) from error
             start += len(line)
-            step, split = values.pop("step"), values.pop("split")
             yield Record(step, split, {k: math.nan if v is None else v for k, v in values.items()}), start
 
 

@@ -103,7 +103,9 @@ def build_layout(model: Bagpiper, data: DataSettings, cache: CodeCache) -> Layou
     """
     template = replace(model.template, loss_region=data.loss_region)
     settings = model.settings
-    return Layout(template, settings.encoder, settings.adaptor, settings.codec, cache, model.llm.max_positions)
+    return Layout(
+        template, model.encoder.portable_config(), settings.adaptor, settings.codec, cache, model.llm.max_positions
+    )
 
 
 def _optimizers(model: Bagpiper, recipe: Recipe) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -44,11 +45,14 @@ class Beginning:
         start: the checkpoint to continue from; None for a new run.
         model: of that checkpoint.
         still_ours: raises a UserError when another process has taken the folder since.
+        commit: writes the run's records; of a run that goes on when its data are known to be those of before, so that
+            one that is refused leaves its folder as it was.
     """
 
     start: Checkpoint | None
     model: Bagpiper | None
     still_ours: Callable[[], None]
+    commit: Callable[[], None] = lambda: None
 
 
 def check_start(folder: Path, recipe: Recipe, resume: bool) -> Resumption | Attempt | None:
@@ -68,7 +72,7 @@ def check_start(folder: Path, recipe: Recipe, resume: bool) -> Resumption | Atte
 
 
 def begin(recipe: Recipe, folder: Path, resume: bool, console: Console, held: ExitStack, *, is_main: bool) -> Beginning:
-    """Check that the run may have its folder, take it and write the run's records.
+    """Check that the run may have its folder, take it and write the records of a new run.
 
     Args:
         recipe: of the run.
@@ -84,6 +88,7 @@ def begin(recipe: Recipe, folder: Path, resume: bool, console: Console, held: Ex
     if is_main:
         check_free(folder)
     found = check_start(folder, recipe, resume)
+    run_folder.read_origin(folder)
     start = found.start if isinstance(found, Resumption) else None
     model = resumed_model(recipe, folder, start) if start else None
     if not is_main:
@@ -95,14 +100,21 @@ def begin(recipe: Recipe, folder: Path, resume: bool, console: Console, held: Ex
         raise UserError(f"{folder}: another process has just trained here; look at it, then start again")
     if found is not None:
         say(console, str(found))
-    if isinstance(found, Resumption) and found.replanned:
-        run_folder.drop_records(folder, found.start.step)
+    if isinstance(found, Resumption):
+        return Beginning(start, model, lock.check, partial(_commit, folder, recipe, found))
     if isinstance(found, Attempt):
         found.remove()
-    if not resume and not trained(folder):  # nothing has learned the ids yet: they may mean something else
+    if not trained(folder):  # nothing has learned the ids yet: they may mean something else
         (folder / run_folder.FINGERPRINT).unlink(missing_ok=True)
     run_folder.write_records(folder, recipe)
     return Beginning(start, model, lock.check)
+
+
+def _commit(folder: Path, recipe: Recipe, resumption: Resumption) -> None:
+    """Write the records of a run that goes on."""
+    if resumption.replanned:
+        run_folder.drop_records(folder, resumption.start.step)
+    run_folder.write_records(folder, recipe)
 
 
 def _wait_for_main(folder: Path, recipe: Recipe, found: Resumption | Attempt | None) -> None:

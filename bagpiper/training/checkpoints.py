@@ -26,6 +26,9 @@ STATE_VERSION = 1
 OPTIMIZER = "optimizer"
 """Folder beside ``state.pt`` with the optimizer's state where it is spread over ranks, a file of each."""
 _NAME = re.compile(r"step-(\d+)")
+_DATA = "PackDataModule"
+_PARTS = (_DATA, "loops", "global_step", "metrics")
+"""Keys of a state, the data module's among them."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,26 @@ def check_whole(checkpoint: Checkpoint, older: Sequence[Checkpoint]) -> None:
     Raises:
         UserError: it is damaged.
     """
-    path = checkpoint.state
+    path, fault, cause = checkpoint.state, None, None
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch, zipfile and pickle have each their own for a damaged file
-        fault = fault_of(path) or f"cannot be read, it is damaged or cut off ({reason(error)})"
-        last = older[-1].folder.name if older else None
-        other = f"to resume from {last}" if last else "and begin again, since there is no older checkpoint"
-        raise UserError(f"{path} {fault}; put it back, or remove {checkpoint.folder} {other}") from error
+        fault, cause = fault_of(path) or f"cannot be read, it is damaged or cut off ({reason(error)})", error
+    else:
+        if not isinstance(state, dict) or not set(_PARTS) <= set(state):
+            fault = f"is no state of a run: it lacks {', '.join(_PARTS)}"
+    if fault is not None:
+        other = f"remove {checkpoint.folder} to resume from {older[-1].folder.name}" if older else _anew(checkpoint)
+        raise UserError(f"{path} {fault}; put it back, or {other}") from cause
+
+
+def _anew(checkpoint: Checkpoint) -> str:
+    return f"start a new run with its weights (start_from={checkpoint.model}) in another run_dir"
+
+
+def data_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint knows of the data and the place in them."""
+    return dict(torch.load(checkpoint.state, map_location="cpu", weights_only=True, mmap=True)[_DATA])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from bagpiper.data.examples import Example, count_shared, distinct_clips, read_s
 from bagpiper.data.importers import soundscape_sources
 from bagpiper.data.ledger import Ledger
 from bagpiper.draws import derive_seed
-from bagpiper.errors import UserError
+from bagpiper.errors import UserError, brief
 from bagpiper.files import replacing_file, replacing_folder
 from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.recipe import registry
@@ -98,11 +98,17 @@ def _sources(
 
 
 def prepare_tokenizer(recipe: Recipe, folder: Path, train: Iterable[Example], console: Console) -> TextTokenizer:
-    """The LLM's tokenizer, or a BPE trained on the training texts for an LLM made from nothing; the run keeps it."""
-    kept = folder / TOKENIZER
+    """The LLM's tokenizer, or a BPE trained on the training texts for an LLM made from nothing; the run keeps it.
+
+    Raises:
+        UserError: the folder has the tokenizer of another LLM.
+    """
+    kept, llm = folder / TOKENIZER, recipe.model.llm
     if kept.is_dir():
-        return TextTokenizer.load(kept)
-    llm = recipe.model.llm
+        tokenizer = TextTokenizer.load(kept)
+        if llm.source is not None and tokenizer.hash() != TextTokenizer.from_transformers(llm.source).hash():
+            raise UserError(f"{kept} is not the tokenizer of {brief(llm.source)}; remove it, or choose another run_dir")
+        return tokenizer
     with told(console, "tokenizer") as say:
         if llm.source is not None:
             tokenizer = TextTokenizer.from_transformers(llm.source)

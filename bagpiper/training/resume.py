@@ -90,9 +90,14 @@ def check_resume(folder: Path, recipe: Recipe) -> Resumption:
     stored = read_recipe(folder)
     complete = list_checkpoints(folder)
     if not complete:
+        if (folder / "model").is_dir():  # it has ended, and then lost its checkpoints
+            raise UserError(
+                f"{folder} has no complete checkpoint to resume from, only its model: start a new run with it "
+                f"(start_from={folder / 'model'}) in another run_dir"
+            )
         raise UserError(
-            f"{folder} has no complete checkpoint to resume from; start it again with `bagpiper train {folder}`, "
-            "which keeps what was prepared"
+            f"{folder} has no complete checkpoint to resume from; start it again with `bagpiper train {folder} "
+            f"run_dir={folder}`, which keeps what was prepared"
         )
     start = complete[-1]
     check_whole(start, complete[:-1])

@@ -99,12 +99,8 @@ def check_fingerprint(folder: Path, record: Mapping[str, str], trained: Mapping[
         UserError: they differ, for example because the codec was fitted again.
     """
     path = folder / FINGERPRINT
-    try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else trained
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not JSON ({reason(error)}); put the file back, or remove it if you trust the folder"
-        ) from error
+    way_out = "put the file back, or remove it if you trust the folder"
+    known = _read_object(path, way_out) if path.is_file() else trained
     if known is None:
         return
     changed = [name for name in ("tokenizer", "codec", "layout") if known.get(name) != record.get(name)]
@@ -127,9 +123,27 @@ def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """What provenance says of the model that the run started from; nothing for a run that started without one."""
+    """What provenance says of the model that the run started from; nothing for a run that started without one.
+
+    Raises:
+        UserError: the record is damaged.
+    """
     path = folder / ORIGIN
-    return {"started_from": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    way_out = "put the file back, or remove it: models then no longer say what the run started from"
+    return {"started_from": _read_object(path, way_out)}
+
+
+def _read_object(path: Path, way_out: str) -> dict[str, Any]:
+    """A record that is an object of JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({reason(error)}); {way_out}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not an object of JSON; {way_out}")
+    return content
 
 
 def drop_records(folder: Path, step: int) -> None:
@@ -138,11 +152,11 @@ def drop_records(folder: Path, step: int) -> None:
     MLflow cannot drop them, so there the run goes on as another one.
     """
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
         (folder / "mlflow_run.json").unlink(missing_ok=True)
-        write_text(path, "".join(kept))
+        write_text(path, b"".join(kept).decode("utf-8"))
 
 
 def write_records(folder: Path, recipe: Recipe) -> None:

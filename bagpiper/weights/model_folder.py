@@ -173,12 +173,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
         set_compute_dtype(model.llm, dtype)
     _fill(model, tensors, device)
     model.reset_buffers()
-    if model.fingerprint() != config["fingerprint"]:
-        raise UserError(
-            f"{folder}: the language of these weights (vocabulary, tokenizer, codec, pattern) is not the one that "
-            "config.json records; a file was changed or replaced. Restore the folder from the run that wrote it, "
-            "or import it again."
-        )
+    _check_fingerprint(model.fingerprint(), config, folder)
     return model.eval()
 
 
@@ -195,7 +190,7 @@ def build_empty(folder: Path, config: Mapping[str, Any]) -> Bagpiper:
             model = Bagpiper.build(settings, tokenizer, text_size=config["text_size"])
             if config["lora"]:
                 add_lora(model.llm, LoraSettings(**config["lora"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{folder}: config.json or tokenizer does not describe a model ({reason(error)})") from error
     return model
 
@@ -231,6 +226,33 @@ def check_fit(model: Bagpiper, tensors: Mapping[str, torch.Tensor], folder: Path
         )
 
 
+def check_language(
+    model: Bagpiper, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Compare a folder's language with the one that its config records, for those who do not load the model.
+
+    Args:
+        model: of ``build_empty``.
+        tensors: of ``read_tensors``; they fit the model.
+        config: of the folder.
+        folder: for the message.
+
+    Raises:
+        UserError: a file of the folder was changed or replaced.
+    """
+    codec = {name: tensors[f"codec.{name}"] for name in model.codec.state_dict()}
+    _check_fingerprint(model.fingerprint(codec), config, folder)
+
+
+def _check_fingerprint(found: str, config: Mapping[str, Any], folder: Path) -> None:
+    if found != config["fingerprint"]:
+        raise UserError(
+            f"{folder}: the language of these weights (vocabulary, tokenizer, codec, pattern) is not the one that "
+            "config.json records; a file was changed or replaced. Restore the folder from the run that wrote it, "
+            "or import it again."
+        )
+
+
 def _fill(model: Bagpiper, tensors: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
     """Leave the meta device and copy tensors that fit, each converted to the model's own dtype, one at a time."""
     quantized = {f"{name}.": layer for name, layer in quantized_layers(model).items()}
@@ -257,9 +279,18 @@ def _shapes(model: Bagpiper) -> dict[str, tuple[int, ...]]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Where the folder's parts came from; empty where nothing was recorded."""
+    """Where the folder's parts came from; empty where nothing was recorded.
+
+    Raises:
+        UserError: the record is damaged.
+    """
     path = folder / PROVENANCE
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not a record of where the parts came from ({reason(error)}); put it back, or remove it"
+        ) from error
 
 
 def generation_of(folder: Path) -> GenerationSettings:

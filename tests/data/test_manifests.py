@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,27 @@ def test_one_clip_under_several_names_is_inspected_and_counted_once(
     folder.read(source, clip_cache=cache, ledger=ledger)
     assert len(inspected) == 1
     assert ledger.as_metrics()["train/first_channel_only"] == 1
+
+
+def test_another_clip_with_the_time_and_the_length_of_the_old_is_noticed(folder: Any, rows: Any) -> None:
+    """`cp -p`, `rsync -t` and `tar` keep the time of change."""
+    folder.clip("a.wav")
+    cache, source = folder.path / "clips.json", folder.manifest([rows["heard"]("a", "a.wav")])
+    before = folder.read(source, clip_cache=cache)[0].clips[0]
+    status = os.stat(folder.path / "a.wav")
+    folder.clip("a.wav", 0.5 * np.ones(before.num_samples, dtype=np.float32))
+    os.utime(folder.path / "a.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(folder.path / "a.wav").st_size == status.st_size
+    assert folder.read(source, clip_cache=cache)[0].clips[0].sha256 != before.sha256
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "3", '{"x": 1}', '{"x": [1, 2]}'])
+def test_a_damaged_record_of_clips_costs_only_time(folder: Any, rows: Any, content: str) -> None:
+    folder.clip("a.wav")
+    cache = folder.path / "clips.json"
+    cache.write_text(content.replace("x", str(folder.path / "a.wav")))
+    (example,) = folder.read(folder.manifest([rows["heard"]("a", "a.wav")]), clip_cache=cache)
+    assert len(example.clips) == 1
 
 
 def test_what_is_in_the_data_twice_is_told_by_content_whatever_it_is_called(folder: Any, rows: Any) -> None:

@@ -59,11 +59,16 @@ def test_a_file_that_vanished_is_named(place: Path) -> None:
         (".", "near/c.wav", "near/c.wav"),  # as it is spelled, where that leads there
         ("near", "near/c.wav", "c.wav"),
         ("far", "near/../b.wav", "b.wav"),
+        (".", "./~/d.wav", "./~/d.wav"),  # not somebody's home
+        (".", "./data:,e.wav", "./data:,e.wav"),  # no sound within the text
     ],
 )
 def test_a_written_path_leads_to_the_file_across_links(folder: str, path: str, written: str, place: Path) -> None:
     shutil.copy("a.wav", "far/b.wav")
     shutil.copy("a.wav", "far/away/c.wav")
+    os.mkdir("~")
+    shutil.copy("a.wav", "~/d.wav")
+    shutil.copy("a.wav", "data:,e.wav")
     found = path_from(Path(folder), path)
     assert found == written
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -185,7 +185,7 @@ def test_there_must_be_something_to_evaluate_on(corpus: Path, tmp_path: Path) ->
         evaluate_soundscapes(Oracle(corpus), tmp_path)
     with pytest.raises(UserError, match="1 clips to evaluate on, at least 2"):
         evaluate_soundscapes(Oracle(corpus), corpus, clips=1)
-    with pytest.raises(UserError, match="cycles: give 0, or at least 2"):
+    with pytest.raises(UserError, match="give 0, or at least 2"):
         evaluate_soundscapes(Oracle(corpus), corpus, cycles=1)
     with pytest.raises(UserError, match="not a run folder: it has no recipe.yaml"):
         evaluate(tmp_path)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_model
+from tiny import TEXTS, tiny_batch, tiny_model
 
 from bagpiper.batch import Spans
 from bagpiper.errors import UserError
@@ -14,6 +14,7 @@ from bagpiper.interop.espnet_export import export_espnet
 from bagpiper.interop.merge import merge_folder
 from bagpiper.llms.configs import LoraSettings
 from bagpiper.llms.lora import add_lora, merge_lora
+from bagpiper.llms.tokenizer import TextTokenizer
 from bagpiper.recipe.settings import GenerationSettings
 from bagpiper.weights.model_folder import load_model, read_tensors, save_model
 
@@ -50,6 +51,19 @@ def test_merged_model_gives_the_same_loss(tmp_path, quantize, targets):
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["lora"], config["stage"]) == (None, "sft")
     assert json.loads((tmp_path / "merged" / "provenance.json").read_text())["recipe"] == "x"
+
+
+def test_a_folder_with_another_tokenizer_or_codec_is_not_passed_on(tmp_path):
+    """The fingerprint was not compared: texts went out permuted, with exit 0."""
+    lora_folder(tmp_path / "lora")
+    merge_folder(tmp_path / "lora", tmp_path / "merged")
+    other = TextTokenizer.train_bpe([text[::-1] for text in TEXTS], 300)
+    for source, verbs in (("lora", [merge_folder]), ("merged", [export_backbone])):
+        other.save(tmp_path / source / "tokenizer")
+        for verb in verbs:
+            with pytest.raises(UserError, match="a file was changed or replaced"):
+                verb(tmp_path / source, tmp_path / "out")
+            assert not (tmp_path / "out").exists()
 
 
 def test_adaptors_must_be_merged_before_they_go_out(tmp_path):

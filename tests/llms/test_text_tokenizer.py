@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from bagpiper.llms.tokenizer import TextTokenizer
 
@@ -132,3 +133,18 @@ def test_ids_equal_the_official_preprocessing(golden: Path) -> None:
         assert tokenizer.decode(ids) == row["text1"]
         compared += 1
     assert compared
+
+
+def test_the_same_text_has_the_same_ids_though_the_tokenizer_drops_merges() -> None:
+    """With BPE dropout lengths changed with every start, and a resumed run was refused."""
+    record = json.loads(TRAINED._json)
+    record["model"]["dropout"] = 0.5
+    tokenizer = TextTokenizer(json.dumps(record))
+    assert [tokenizer._encode(TEXTS[0]) for _ in range(20)] == [tokenizer._encode(TEXTS[0])] * 20
+
+
+def test_a_text_that_has_no_ids_is_told() -> None:
+    """A word tokenizer without a token for unknown words raised a bare Exception."""
+    words = Tokenizer(models.WordLevel({"rain": 0}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="the tokenizer has no ids for 'snow'"):
+        TextTokenizer(words.to_str()).encode("snow")

@@ -35,7 +35,7 @@ class Folder:
 
     def write(self, *steps: int, split: str = "train", value: float = 1.0, **values: float) -> None:
         """Write records, as a process that has just begun or resumed would."""
-        lines = JsonLines(self.path / "metrics.jsonl")
+        lines = JsonLines(self.path / "metrics.jsonl").begin()
         for step in steps:
             lines.write(Record(step, split, values or {"loss": value}))
 

@@ -15,11 +15,11 @@ def lines_of(path):
 
 def test_records_of_steps_that_the_file_has_are_not_written_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    first = JsonLines(path)
+    first = JsonLines(path).begin()
     for step in (10, 20, 30):
         first.write(Record(step, "train", {"loss": 1.0 / step}))
     first.write(Record(20, "valid", {"loss": 5.0}))
-    again = JsonLines(path)  # resumed from step 10
+    again = JsonLines(path).begin()  # resumed from step 10
     for step in (20, 30, 40):
         again.write(Record(step, "train", {"loss": 7.0}))
     again.write(Record(20, "valid", {"loss": 7.0}))
@@ -37,19 +37,19 @@ def test_records_of_steps_that_the_file_has_are_not_written_twice(tmp_path):
 
 def test_what_is_not_finite_is_null_in_json_and_nan_again_when_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    JsonLines(path).write(Record(1, "train", {"loss": math.nan, "gradient_norm": math.inf, "rows": 3}))
+    JsonLines(path).begin().write(Record(1, "train", {"loss": math.nan, "gradient_norm": math.inf, "rows": 3}))
     line = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert line == {"step": 1, "split": "train", "loss": None, "gradient_norm": None, "rows": 3}
     ((record, _),) = read_records(path)
     assert math.isnan(record.values["loss"]) and record.values["rows"] == 3
-    JsonLines(path).write(Record(1, "train", {"loss": 1.0}))
+    JsonLines(path).begin().write(Record(1, "train", {"loss": 1.0}))
     assert len(lines_of(path)) == 1
 
 
 def test_a_line_cut_by_a_kill_is_removed_and_written_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    JsonLines(path).write(Record(1, "train", {"loss": 1.0}))
+    JsonLines(path).begin().write(Record(1, "train", {"loss": 1.0}))
     with path.open("a") as handle:
         handle.write('{"step": 2, "split": "tr')
-    JsonLines(path).write(Record(2, "train", {"loss": 2.0}))
+    JsonLines(path).begin().write(Record(2, "train", {"loss": 2.0}))
     assert [r["step"] for r in lines_of(path)] == [1, 2]

@@ -42,7 +42,7 @@ def test_logs_of_callbacks_arrive_in_mlflow_and_in_the_file(tmp_path, shared_par
 
 def test_records_of_one_step_are_told_apart_by_their_names_and_written_once(tmp_path):
     for _ in range(2):  # the second time as after a resume
-        logger = SinkLogger([JsonLines(tmp_path / "metrics.jsonl")], tmp_path)
+        logger = SinkLogger([JsonLines(tmp_path / "metrics.jsonl").begin()], tmp_path)
         logger.log_metrics({"a": 1.0, "epoch": 0}, step=3)
         logger.log_metrics({"b": 2.0}, step=3)
         logger.log_metrics({"epoch": 0}, step=4)

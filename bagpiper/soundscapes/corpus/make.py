@@ -88,10 +88,15 @@ def read_recordings(folder: Path) -> Recordings | None:
         folder: What `make_corpus` wrote.
 
     Raises:
-        ValueError: A recording is missing.
+        ValueError: A recording is missing, or `corpus.json` is damaged.
     """
     note = folder / "corpus.json"
-    name = json.loads(note.read_text(encoding="utf-8")).get("voice") if note.is_file() else None
+    try:
+        name = json.loads(note.read_text(encoding="utf-8")).get("voice") if note.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{note}: not what a corpus writes ({error}); remove the corpus's folder, to make it again"
+        ) from error
     return Recordings.load(folder / FOLDER, name) if name is not None else None
 
 
