@@ -266,6 +266,15 @@ def test_a_state_of_something_else_is_told(two_steps: Desk) -> None:
     assert f"{newest.state} is no state of a run" in two_steps.unresumed("trainer.max_steps=3")
 
 
+def test_a_state_without_that_of_the_optimizer_is_told(two_steps: Desk) -> None:
+    """Of a run that is spread it stands in a folder beside."""
+    newest = list_checkpoints(two_steps.run)[-1]
+    state = torch.load(newest.state, weights_only=True)
+    del state["optimizer_states"]
+    torch.save(state, newest.state)
+    assert "has no optimizer's state, nor has optimizer/ beside it" in two_steps.unresumed("trainer.max_steps=3")
+
+
 # -- the border ----------------------------------------------------------------------------------------------------
 
 

@@ -116,6 +116,8 @@ def check_whole(checkpoint: Checkpoint, older: Sequence[Checkpoint]) -> None:
     else:
         if not isinstance(state, dict) or not set(_PARTS) <= set(state):
             fault = f"is no state of a run: it lacks {', '.join(_PARTS)}"
+        elif "optimizer_states" not in state and not (path.parent / OPTIMIZER / ".metadata").is_file():
+            fault = f"has no optimizer's state, nor has {OPTIMIZER}/ beside it"
     if fault is not None:
         other = f"remove {checkpoint.folder} to resume from {older[-1].folder.name}" if older else _anew(checkpoint)
         raise UserError(f"{path} {fault}; put it back, or {other}") from cause

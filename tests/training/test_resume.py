@@ -41,7 +41,9 @@ def write_checkpoint(folder: Path, recipe: Recipe, step: int) -> None:
     checkpoint = checkpoint_at(folder, step)
     checkpoint.model.mkdir(parents=True)
     checkpoint.state.parent.mkdir()
-    torch.save(dict.fromkeys(("PackDataModule", "loops", "global_step", "metrics")), checkpoint.state)
+    torch.save(
+        dict.fromkeys(("PackDataModule", "loops", "global_step", "metrics", "optimizer_states")), checkpoint.state
+    )
     checkpoint.recipe.write_text(run_folder.recipe_text(recipe))
 
 
