@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from rich.console import Console
 
 from bagpiper.callbacks.build import Context, RunCallbacks, build_callbacks
@@ -18,15 +17,13 @@ from bagpiper.console import say
 from bagpiper.data.module import PackDataModule
 from bagpiper.errors import refusals_are_users
 from bagpiper.evaluation.probe import FILE as EVAL
-from bagpiper.evaluation.probe import TABLE, check_corpus, evaluate
+from bagpiper.evaluation.probe import TABLE, evaluate, will_evaluate
 from bagpiper.model import Bagpiper
 from bagpiper.ops.precision import matmul_precision
 from bagpiper.overheard import LOG, keep_in, overheard
 from bagpiper.parity.report import FILE as PARITY
 from bagpiper.parity.report import ParityReport
 from bagpiper.recipe.settings import Recipe
-from bagpiper.recipe.summary import evaluation
-from bagpiper.redact import redact_tree
 from bagpiper.tracking.json_lines import JsonLines
 from bagpiper.tracking.logger import SinkLogger
 from bagpiper.tracking.mlflow_store import MlflowStore, flatten
@@ -38,9 +35,9 @@ from bagpiper.training.checkpoints import Checkpoint, data_state, list_checkpoin
 from bagpiper.training.parallel import placement
 from bagpiper.training.prepare import Examples, prepare_codes, prepare_examples
 from bagpiper.training.process import is_main, own_group, quiet_lightning, rank, threads
+from bagpiper.training.save import save_weights
 from bagpiper.training.stages import count_parameters
 from bagpiper.training.trainer import build_trainer
-from bagpiper.weights.model_folder import write_model
 
 SHOWN = 3
 """Held-out examples of each direction that a finished run shows."""
@@ -90,7 +87,7 @@ def run(
     with overheard(Stopped), own_group(), ExitStack() as held:
         with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
-            evaluates = _evaluates(recipe, console)
+            evaluates = will_evaluate(recipe, console)
         with _tracked(made):
             with threads(recipe.trainer.threads), quiet_lightning():
                 heard = _fit(made)
@@ -139,7 +136,7 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
             console=console,
             train=examples.train,
             valid=examples.valid,
-            save_model=lambda module, target, state: _save(module, target, state, recipe, folder),
+            save_model=lambda module, target, state: save_weights(module, target, state, recipe, folder),
             sinks=sinks,
             still_ours=begun.still_ours,
             counts=examples.ledger.as_metrics,
@@ -157,17 +154,6 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
         records.begin()
     store = _store(recipe, folder, console, begun) if main and recipe.tracking.enabled else None
     return _Run(recipe, folder, console, begun.start, examples, model, trainer, callbacks, data, store)
-
-
-def _evaluates(recipe: Recipe, console: Console) -> bool:
-    """Whether the run ends with an evaluation; what that needs is looked for before anything is trained."""
-    if not recipe.eval.at_end:
-        return False
-    if not recipe.can_evaluate:
-        say(console, f"eval: {evaluation(recipe)}", style="yellow")
-        return False
-    check_corpus(recipe.corpus_folder, "test", recipe.eval.clips, recipe.eval.cycles, recipe.generation.max_seconds)
-    return True
 
 
 def _store(recipe: Recipe, folder: Path, console: Console, begun: Beginning) -> MlflowStore:
@@ -203,22 +189,6 @@ def _tracked(made: _Run) -> Iterator[None]:
         complaint = made.store.close(status)
         if complaint:
             say(made.console, complaint, style="yellow")
-
-
-def _save(
-    module: LightningModule, target: Path, state: Mapping[str, torch.Tensor], recipe: Recipe, folder: Path
-) -> None:
-    assert isinstance(module, Bagpiper)
-    write_model(
-        module,
-        target,
-        state,
-        generation=recipe.sampling,
-        lora=recipe.stage.lora,
-        stage=recipe.stage.name,
-        provenance=redact_tree({"recipe": recipe.name, "run": str(folder), **run_folder.read_origin(folder)}),
-        store=folder / "checkpoints" / "frozen",
-    )
 
 
 def _data(

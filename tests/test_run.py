@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 from runs import STEPS, tiny_recipe
 from safetensors.torch import load_file
 
-from bagpiper import run as composing
 from bagpiper.callbacks.checkpoint import Stopped
 from bagpiper.data.module import PackDataModule
 from bagpiper.errors import UserError
@@ -21,6 +21,7 @@ from bagpiper.model import Bagpiper
 from bagpiper.recipe.settings import StageSettings
 from bagpiper.run import run
 from bagpiper.training import begin
+from bagpiper.training import save as save_room
 from bagpiper.training.checkpoints import list_checkpoints
 from bagpiper.weights.model_folder import load_model
 
@@ -260,7 +261,7 @@ def test_layers_in_4_bits_compute_in_the_precision_of_the_run(tmp_path, shared_p
 
 def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, shared_parts, monkeypatch):
     recipe = tiny_recipe(tmp_path / "run", shared_parts, max_steps=4, checkpoint_every=2)
-    original = composing.write_model
+    original = save_room.write_model
 
     def save(model, target, state, **details):
         if "step-000004" in str(target):
@@ -269,7 +270,7 @@ def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path, shared_part
             raise OSError(errno.ENOSPC, "No space left on device")
         original(model, target, state, **details)
 
-    monkeypatch.setattr(composing, "write_model", save)
+    monkeypatch.setattr(save_room, "write_model", save)
     with pytest.raises(UserError, match=r"no space left.*step-000002.*--resume"):
         run(recipe)
     assert [c.step for c in list_checkpoints(tmp_path / "run")] == [2]
@@ -318,8 +319,11 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, shared_parts, monkeypatch)
 
     def step(self, batch, batch_idx):
         if batch_idx == 2:
-            # not os.kill, which may reach another thread, where two signals become one
+            # not os.kill, which may reach another thread, nor at once: two signals may become one
+            handler = signal.getsignal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is handler:
+                time.sleep(0.001)
             signal.raise_signal(signal.SIGINT)
         return original(self, batch, batch_idx)
 

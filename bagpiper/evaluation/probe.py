@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bagpiper.console import counted
+from bagpiper.console import counted, say
 from bagpiper.data.audio import inspect_clip
 from bagpiper.draws import derive_seed
 from bagpiper.errors import UserError, reason
@@ -27,6 +27,7 @@ from bagpiper.language.conversation import Clip, Conversation, Message, Modality
 from bagpiper.recipe.load import load_recipe
 from bagpiper.recipe.model_config import find_model
 from bagpiper.recipe.settings import GenerationSettings, Recipe
+from bagpiper.recipe.summary import evaluation
 from bagpiper.soundscapes.corpus.make import read_recordings
 from bagpiper.soundscapes.corpus.voice import Recordings
 from bagpiper.soundscapes.scoring.analyse import analyse_audio
@@ -198,6 +199,21 @@ def read_items(corpus_folder: Path, split: str, clips: int) -> list[Item]:
     if len(items) < LEAST_CLIPS:
         raise UserError(f"{manifest}: {len(items)} clips to evaluate on, at least {LEAST_CLIPS} are needed for chance")
     return items
+
+
+def will_evaluate(recipe: Recipe, console: Console) -> bool:
+    """Whether a run ends with an evaluation; what that needs is looked for before anything is trained.
+
+    Raises:
+        UserError: there is a corpus, but it cannot be evaluated on.
+    """
+    if not recipe.eval.at_end:
+        return False
+    if not recipe.can_evaluate:
+        say(console, f"eval: {evaluation(recipe)}", style="yellow")
+        return False
+    check_corpus(recipe.corpus_folder, "test", recipe.eval.clips, recipe.eval.cycles, recipe.generation.max_seconds)
+    return True
 
 
 def check_corpus(corpus_folder: Path, split: str, clips: int, cycles: int, max_seconds: float) -> None:
