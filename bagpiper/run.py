@@ -87,11 +87,10 @@ def run(
     with overheard(Stopped), own_group(), ExitStack() as held:
         with threads(recipe.trainer.threads), quiet_lightning(), refusals_are_users():
             made = _make(recipe, resume, console, callbacks, held)
-            evaluates = will_evaluate(recipe, console)
         with _tracked(made):
             with threads(recipe.trainer.threads), quiet_lightning():
                 heard = _fit(made)
-            if evaluates and made.trainer.is_global_zero:
+            if made.evaluates and made.trainer.is_global_zero:
                 evaluate(made.folder, console=console)
     page = made.store.page() if made.store else None
     return Finished(made.folder, heard, page, made.callbacks.parity.report)
@@ -104,6 +103,7 @@ class _Run:
     Attributes:
         start: the checkpoint to continue from; None for a new run.
         store: MLflow, on the rank that writes to it.
+        evaluates: whether the run ends with an evaluation.
     """
 
     recipe: Recipe
@@ -116,6 +116,7 @@ class _Run:
     callbacks: RunCallbacks
     data: PackDataModule
     store: MlflowStore | None
+    evaluates: bool
 
 
 def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callback], held: ExitStack) -> _Run:
@@ -124,6 +125,7 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
     begun = begin(recipe, folder, resume, console, held, is_main=main)
     keep_in(folder / LOG, prefix="" if main else f"rank {rank()}: ")
     examples = prepare_examples(recipe, folder, console)
+    evaluates = will_evaluate(recipe, console)
     model = begun.model
     if model is None:
         model = new_model(recipe, folder, examples, console, is_main=main)
@@ -149,11 +151,12 @@ def _make(recipe: Recipe, resume: bool, console: Console, extra: Sequence[Callba
     data = _data(recipe, folder, model, examples, trainer, console)
     if begun.start is not None:
         data.check(data_state(begun.start))
-    begun.commit()
-    if main:
-        records.begin()
     store = _store(recipe, folder, console, begun) if main and recipe.tracking.enabled else None
-    return _Run(recipe, folder, console, begun.start, examples, model, trainer, callbacks, data, store)
+    if main:
+        records.begin()  # a damaged file is told before anything is changed
+        begun.commit()
+        records.begin()
+    return _Run(recipe, folder, console, begun.start, examples, model, trainer, callbacks, data, store, evaluates)
 
 
 def _store(recipe: Recipe, folder: Path, console: Console, begun: Beginning) -> MlflowStore:

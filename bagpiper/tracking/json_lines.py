@@ -29,7 +29,7 @@ class JsonLines:
         Raises:
             UserError: the file is damaged.
         """
-        kept = 0
+        self._last, kept = {}, 0
         for record, end in read_records(self.path):
             key = _key(record.split, record.values)
             self._last[key] = max(record.step, self._last.get(key, -1))
