@@ -314,7 +314,15 @@ def test_resuming_a_finished_run_only_ends_it_again(tmp_path, shared_parts, monk
     assert run(recipe, resume=True).folder == tmp_path / "run"
 
 
-def test_a_second_ctrl_c_interrupts_at_once(tmp_path, shared_parts, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a shell lets processes in the background ignore it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path, shared_parts, monkeypatch, interruptible):
     original = Bagpiper.training_step
 
     def step(self, batch, batch_idx):
