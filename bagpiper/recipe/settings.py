@@ -174,8 +174,8 @@ class TrainerSettings:
             allows TF32 on a GPU, ``medium`` bfloat16 products, also on CPUs that have them (Intel AMX).
         devices: processes on this machine.
         nodes: machines.
-        strategy: ``auto`` (one device, or DDP), ``ddp`` (every rank has the whole model) or ``fsdp2`` (it is spread over
-            the ranks; docs/scale.md).
+        strategy: ``auto`` (one device, or DDP), ``ddp`` (every rank has the whole model) or ``fsdp2`` (it is spread
+            over the ranks; docs/scale.md).
         validate_every, checkpoint_every: in steps; 0 switches off (a checkpoint is always written at the end).
         validate_packs: packs per validation; 0 means all.
         keep_checkpoints: newest checkpoints kept.
