@@ -85,6 +85,13 @@ def test_a_hub_name_says_how_to_fetch_it(desk: Desk) -> None:
     assert "hf download some-owner/some-model" in told(desk, "model.llm={name: hf, source: some-owner/some-model}")
 
 
+@pytest.mark.parametrize("changes", [{"d_model": -4}, {"num_mel_bins": 0}, {"encoder_ffn_dim": -1}])
+def test_sizes_of_an_encoder_that_cannot_be_are_told(desk: Desk, changes: dict[str, int]) -> None:
+    config = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "num_mel_bins": 80}
+    desk.recipe.model.encoder = WhisperConfig(config=config | changes, output_width=(config | changes)["d_model"])
+    assert "encoder" in told(desk)
+
+
 # -- files of others -----------------------------------------------------------------------------------------------
 
 
@@ -117,6 +124,13 @@ def test_a_config_that_is_not_that_of_the_weights_is_told(desk: Desk, published:
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     message = told(desk)
     assert str(published) in message and "ignore_mismatched" not in message
+
+
+def test_weights_that_are_quantized_are_told(desk: Desk, published: Path) -> None:
+    path = published / "config.json"
+    marked = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": marked}))
+    assert "are quantized ('bitsandbytes')" in told(desk)
 
 
 def test_a_config_with_fewer_layers_than_the_weights_is_told(desk: Desk, published: Path) -> None:

@@ -43,6 +43,15 @@ class Source:
         """The whole causal LM in float32, no longer marked as quantised."""
         from transformers import AutoModelForCausalLM
 
+        quantized = getattr(self.config(), "quantization_config", None) if self.gguf_file is None else None
+        if quantized is not None:
+            method = (
+                shown(dict(quantized).get("quant_method", "in some way")) if isinstance(quantized, dict) else "already"
+            )
+            raise ValueError(
+                f"llm.source: the weights of {shown(self.name, 200)} are quantized ({method}), and training changes or "
+                "adapts whole ones; name the LLM that they were made of (stage.lora.quantize: nf4 quantizes it here)"
+            )
         model = load_weights(AutoModelForCausalLM, self.location, "llm.source", **self._options)
         # A GGUF file is expanded to float32 while it loads, but transformers keeps calling it quantised.
         if self.gguf_file is not None and hasattr(model.config, "quantization_config"):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from bagpiper.errors import reason
+
 KINDS = ("encoder", "adaptor", "llm", "codec", "head")
 
 
@@ -69,10 +71,21 @@ def component_class(kind: str, name: str) -> type:
 
 
 def build(kind: str, config: Any, **context: Any) -> Any:
-    """Build the component that ``config`` (an instance of a registered Config) describes."""
+    """Build the component that ``config`` (an instance of a registered Config) describes.
+
+    Raises:
+        ValueError: its config describes none.
+    """
     for name, entry in _ENTRIES[kind].items():
         if _resolve(entry.config) is type(config):
-            return component_class(kind, name)(config, **context)
+            try:
+                return component_class(kind, name)(config, **context)
+            except (
+                RuntimeError,
+                ArithmeticError,
+                IndexError,
+            ) as error:  # of torch, for sizes that cannot be or do not go together
+                raise ValueError(f"{kind} '{name}' cannot be built with this config: {reason(error)}") from error
     raise ValueError(f"{type(config).__name__} is not the config of a registered {kind}")
 
 
