@@ -85,7 +85,7 @@ def test_a_hub_name_says_how_to_fetch_it(desk: Desk) -> None:
     assert "hf download some-owner/some-model" in told(desk, "model.llm={name: hf, source: some-owner/some-model}")
 
 
-@pytest.mark.parametrize("changes", [{"d_model": -4}, {"num_mel_bins": 0}, {"encoder_ffn_dim": -1}])
+@pytest.mark.parametrize("changes", [{"d_model": -4}, {"encoder_ffn_dim": -1}])
 def test_sizes_of_an_encoder_that_cannot_be_are_told(desk: Desk, changes: dict[str, int]) -> None:
     config = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "num_mel_bins": 80}
     desk.recipe.model.encoder = WhisperConfig(config=config | changes, output_width=(config | changes)["d_model"])
