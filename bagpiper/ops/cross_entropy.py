@@ -1,8 +1,7 @@
 """Cross-entropy of a linear layer's outputs that never holds all logits at once.
 
 Both gradients are computed while the logits of a few rows are in the cache, in the forward pass: nothing is recomputed,
-and the backward pass only scales them. Measured for 740 targets, 160,392 ids and 256 channels in float32 on two cores
-(`benchmarks/train.py`), against torch's own cross-entropy on all logits: see docs/benchmarks.md.
+and the backward pass only scales them.
 """
 
 from __future__ import annotations
