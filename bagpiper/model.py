@@ -291,11 +291,15 @@ class Bagpiper(LightningModule):
         """
         targets = torch.tensor(float(sum(batch.num_targets for batch, _ in self._window)), device=self.device)
         bad = torch.stack([~loss.total.isfinite() for _, loss in self._window]).sum()
-        sums = torch.stack([targets, bad.to(targets)])
+        clips = torch.full_like(targets, sum(len(batch.waves) for batch, _ in self._window))
+        sums = torch.stack([targets, bad.to(targets), clips])
         world = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             world = torch.distributed.get_world_size()
+        if self.takes_part and not bool(sums[2]):  # a zero gradient would move them on; one rank has none here
+            for parameter in (*self.encoder.parameters(), *self.adaptor.parameters()):
+                parameter.grad = None
         factor = self.trainer.accumulate_grad_batches * world / sums[0].clamp(min=1.0)
         # a loss that is not finite makes every gradient NaN, on every rank, so that all of them stop at the norm
         factor = torch.where(sums[1] > 0, torch.nan, factor)

@@ -63,9 +63,10 @@ class Fit(lightning.LightningDataModule):
         return torch.utils.data.DataLoader(self.batches, batch_size=None)
 
 
-def train(batches, accumulate, steps=-1):
+def train(batches, accumulate, steps=-1, takes_part=False):
     """Gradients that reach the optimizer, one dict per step, with a learning rate of zero."""
     model = tiny_model().train()
+    model.takes_part = takes_part
     seen = []
 
     class Recorder(torch.optim.SGD):
@@ -87,6 +88,18 @@ def train(batches, accumulate, steps=-1):
     )
     trainer.fit(model, Fit(batches))
     return seen
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kinds", [["tt"], ["tt", "t"], ["ht", "tt"], ["s"]], ids=" ".join)
+def test_parts_that_nobody_asks_for_have_no_gradient_whether_they_take_part_or_not(kinds):
+    """A gradient of zero is another step: the optimizer's momentum and decay would move what heard nothing."""
+    batches = [tiny_batch(tiny_model(), which) for which in kinds]
+    (alone,), (among,) = (train(batches, len(batches), takes_part=part) for part in (False, True))
+    assert alone.keys() == among.keys()
+    assert any(name.startswith("adaptor.") for name in alone) == ("h" in "".join(kinds))
+    for name, gradient in alone.items():
+        assert torch.allclose(gradient, among[name], atol=1e-7, rtol=1e-6), name
 
 
 @pytest.mark.filterwarnings("ignore")

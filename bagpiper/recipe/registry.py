@@ -80,11 +80,7 @@ def build(kind: str, config: Any, **context: Any) -> Any:
         if _resolve(entry.config) is type(config):
             try:
                 return component_class(kind, name)(config, **context)
-            except (
-                RuntimeError,
-                ArithmeticError,
-                IndexError,
-            ) as error:  # of torch, for sizes that cannot be or do not go together
+            except (RuntimeError, ArithmeticError, IndexError) as error:  # sizes that cannot be, or do not go together
                 raise ValueError(f"{kind} '{name}' cannot be built with this config: {reason(error)}") from error
     raise ValueError(f"{type(config).__name__} is not the config of a registered {kind}")
 

@@ -76,10 +76,10 @@ def check_gradients(stage: StageSettings, tied: bool, head: str) -> None:
             continue
         assert isinstance(parameter, DTensor), name
         if parameter.shape[0] > 1:
-            assert 0 < parameter.to_local().numel() < parameter.numel() or rank, name
+            assert parameter.to_local().numel() < parameter.numel(), name
         expected = reference[name].grad
         if expected is None:
-            assert not parameter.requires_grad or not expected, name
+            assert not parameter.requires_grad, name
             continue
         found = world * parameter.grad.full_tensor()  # FSDP2 takes the mean over ranks
         assert (found - expected).abs().max() <= 1e-9 * expected.abs().max(), name
