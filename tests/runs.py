@@ -26,6 +26,19 @@ from bagpiper.recipe.settings import (
 
 STEPS = 6
 
+MINIMAL = """\
+version: 1
+model:
+  encoder: {name: mel}
+  adaptor: {name: mlp}
+  llm: {name: hf, config: {model_type: qwen3}}
+  codec: {name: rvq}
+  head: {name: parallel}
+data:
+  soundscapes: {train: 10}
+"""
+"""A recipe that says what it must and nothing more."""
+
 
 @dataclass(frozen=True)
 class Shared:

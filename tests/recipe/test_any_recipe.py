@@ -8,21 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import MINIMAL
 
 from bagpiper.recipe.load import RecipeError, check_recipe, load_recipe
 from bagpiper.recipe.summary import summarise
 
-MINIMAL = """\
-version: 1
-model:
-  encoder: {name: mel}
-  adaptor: {name: mlp}
-  llm: {name: hf, config: {model_type: qwen3}}
-  codec: {name: rvq}
-  head: {name: parallel}
-data:
-  soundscapes: {train: 10}
-"""
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )

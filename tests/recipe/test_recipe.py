@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from runs import MINIMAL
 
 from bagpiper.adaptors.configs import LinearConfig
 from bagpiper.codecs.configs import RvqConfig
@@ -26,18 +27,6 @@ from bagpiper.recipe.load import (
 )
 from bagpiper.recipe.settings import SourceSettings
 from bagpiper.recipe.summary import summarise
-
-MINIMAL = """\
-version: 1
-model:
-  encoder: {name: mel}
-  adaptor: {name: mlp}
-  llm: {name: hf, config: {model_type: qwen3}}
-  codec: {name: rvq}
-  head: {name: parallel}
-data:
-  soundscapes: {train: 10}
-"""
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
